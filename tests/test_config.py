@@ -14,7 +14,6 @@ from typing import Any
 
 import pytest
 
-from server.command_line import reachable
 from server.config import (
     PREFIX,
     AgentCommand,
@@ -25,6 +24,7 @@ from server.config import (
     with_env_file,
 )
 from server.errors import DatabaseError, StartError, not_stored
+from server.serving import reachable
 
 from .conftest import Serve
 from .support.harness import ROOT, TIMEOUT_SECS

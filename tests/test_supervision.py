@@ -9,9 +9,9 @@ from pathlib import Path
 
 import pytest
 
-from server.command_line import serve as serve_forever
 from server.config import Settings
 from server.errors import DatabaseError, Error
+from server.serving import serve as serve_forever
 from server.sessions.event_log import RingBudget
 from server.storage.database import Database
 from server.storage.queries import Queries

@@ -50,6 +50,7 @@ LAYERS = (
     "wiring",
     "app",
     "commands",
+    "serving",
     "connect",
     "command_line",
     "__main__",
