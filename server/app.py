@@ -7,7 +7,6 @@ import contextlib
 import os
 import time
 from collections.abc import AsyncIterator, Callable, Mapping
-from functools import partial
 
 from aiohttp import web
 
@@ -34,7 +33,6 @@ from .runs.runner import Runner
 from .sandbox.sandbox import Sandbox
 from .search.index import SearchIndex
 from .search.indexer import Indexer
-from .sessions.disk_watch import DiskWatch
 from .sessions.registry import SessionRegistry
 from .storage.audit import AuditQueries
 from .storage.database import Database
@@ -44,7 +42,7 @@ from .storage.queries import Queries
 from .storage.schema import SchemaError
 from .storage.usage import UsageQueries
 from .storage.writer import DatabaseWriter
-from .tasks import Supervisor, Tasks
+from .tasks import Supervisor
 from .tracing import Tracer, open_tracer
 from .uploads.files import FileStore
 from .web.context import CONTEXT, ServerContext
@@ -60,6 +58,7 @@ from .web.responses import set_server_header
 from .web.sse import STREAM_KEEP_ALIVE_SECS
 from .web.waits import CONTINUED
 from .wiring.links import connect_tokens, resume_removals
+from .wiring.loops import start_loops
 from .wiring.reloads import (
     ReloadableConnections,
     ReloadableStorage,
@@ -68,11 +67,11 @@ from .wiring.reloads import (
     restore_tickets,
 )
 from .wiring.running import make_reloader
+from .wiring.shutdown import drain
 from .workspace.files import WorkspaceFiles
 from .ws.hub import Hub
 from .ws.incoming import INCOMING_LIMITS, IncomingLimits
 
-SOCKETS_CLOSE_SECS = 5.0
 FIRST_TOKENS = web.AppKey("first-tokens", list[FirstTokens])
 """The tokens that the first start created, until they are shown; otherwise empty."""
 RELOADER = web.AppKey("reloader", Reloader)
@@ -122,7 +121,7 @@ async def build_app(
     times = clock, supervisor, stream_keep_alive_secs
     server = _Server(app, settings, environ, *times, inherited)
     app.cleanup_ctx.append(server.lifespan)
-    app.on_shutdown.append(_drain)
+    app.on_shutdown.append(drain)
     add_resources(app)
     return app
 
@@ -180,10 +179,7 @@ class _Server:
         parts = self._settings, queries, writer, self._metrics, backend, self._clock
         cluster = make_node(self._engine, self._supervisor)
         sessions = SessionRegistry(*parts, accounts=tokens.accounts, cluster=cluster)
-        given = self._settings, self._database, writer, tokens, self._clock
-        outbox = await AlertOutbox.start(*given)
-        stack.push_async_callback(outbox.stop)
-        outbox.connect(sessions)
+        outbox = await self._start_outbox(stack, writer, tokens, sessions)
         await sessions.start(self._inherited)
         stack.push_async_callback(sessions.stop)
         runner = await self._start_runner(stack, queries, writer, backend, sessions)
@@ -198,39 +194,69 @@ class _Server:
         await resume_removals(sessions, files, search)
         sockets = Hub(self._settings)
         connect_tokens(tokens, sockets, sessions, jobs, outbox)
+        health = self._make_health(backend)
+        storage = ReloadableStorage(writer, tokens, lock)
+        storage.is_ready = lambda: health.ready and runner.is_idle and jobs.is_idle
+        context = ServerContext(
+            settings=self._settings,
+            tokens=tokens,
+            sessions=sessions,
+            logins=logins,
+            files=files,
+            workspace=workspace,
+            sockets=sockets,
+            health=health,
+            metrics=self._metrics,
+            runner=runner,
+            jobs=jobs,
+            supervisor=self._supervisor,
+            long_replies=ByteBudget(
+                2 * self._settings.max_reply_bytes, self._settings.max_reply_bytes
+            ),
+            search=search,
+            audit=AuditQueries(self._database),
+            usage=UsageQueries(self._database),
+            outbox=outbox,
+            reloader=self._set_carriers(stack, sockets, sessions.reloadable, backend, storage),
+            stream_keep_alive_secs=self._stream_keep_alive_secs,
+        )
+        await self._open(stack, context, writer, backend)
+
+    async def _open(
+        self,
+        stack: contextlib.AsyncExitStack,
+        context: ServerContext,
+        writer: DatabaseWriter,
+        backend: AgentBackend,
+    ) -> None:
+        """Serve requests with the started parts."""
+        self._app[CONTEXT] = context
+        register_gauges(context, writer)
+        restarts = "host_restarts", "Restarts of the acpx host", lambda: backend.restarts
+        self._metrics.add_counter(*restarts)
+        start_loops(stack, context, writer)
+        await enter_cluster(stack, self._engine, self._app, context)
+        context.health.ready = self._supervisor.failure is None
+
+    def _make_health(self, backend: AgentBackend) -> HealthMonitor:
         health = HealthMonitor(self._settings.claude_bin, environ=self._agent_environ)
         health.acpx_version = backend.versions["acpx"]
         health.engine = self._engine
-        storage = ReloadableStorage(writer, tokens, lock)
-        reloader = self._set_carriers(stack, sockets, sessions.reloadable, backend, storage)
-        context = self._app[CONTEXT] = ServerContext(
-            self._settings,
-            tokens,
-            sessions,
-            logins,
-            files,
-            workspace,
-            sockets,
-            health,
-            self._metrics,
-            runner,
-            jobs,
-            self._supervisor,
-            ByteBudget(2 * self._settings.max_reply_bytes, self._settings.max_reply_bytes),
-            search,
-            AuditQueries(self._database),
-            UsageQueries(self._database),
-            outbox,
-            reloader,
-            self._stream_keep_alive_secs,
+        return health
+
+    async def _start_outbox(
+        self,
+        stack: contextlib.AsyncExitStack,
+        writer: DatabaseWriter,
+        tokens: TokenRegistry,
+        sessions: SessionRegistry,
+    ) -> AlertOutbox:
+        outbox = await AlertOutbox.start(
+            self._settings, self._database, writer, tokens, self._clock
         )
-        register_gauges(context, writer)
-        storage.is_ready = lambda: health.ready and runner.is_idle and jobs.is_idle
-        restarts = "host_restarts", "Restarts of the acpx host", lambda: backend.restarts
-        self._metrics.add_counter(*restarts)
-        self._start_loops(stack, context, writer)
-        await enter_cluster(stack, self._engine, self._app, context)
-        health.ready = self._supervisor.failure is None
+        stack.push_async_callback(outbox.stop)
+        outbox.connect(sessions)
+        return outbox
 
     def _set_carriers(
         self, stack: contextlib.AsyncExitStack, sockets: Hub, *carriers: Carrier
@@ -369,44 +395,3 @@ class _Server:
         sessions.app_disk.uploads = files.bytes_of
         await files.start()
         return files
-
-    def _start_loops(
-        self, stack: contextlib.AsyncExitStack, context: ServerContext, writer: DatabaseWriter
-    ) -> None:
-        """Start the periodic tasks. If a critical task fails, the server refuses all work."""
-
-        def refuse_work() -> None:
-            context.health.ready = False
-            context.sessions.is_draining = True
-
-        self._supervisor.on_failure = refuse_work
-        loops = Tasks()
-        stack.push_async_callback(loops.finish, timeout=0)
-        for name, loop in (
-            ("health", context.health.watch),
-            ("heartbeat", context.sockets.heartbeat_loop),
-            ("metrics", context.metrics.watch_loop),
-            ("checkpoints", writer.checkpointer.run),
-            ("search-index", context.search.run),
-            ("disk", DiskWatch(context.sessions).run),
-            ("webhooks", context.outbox.sender.run),
-            (
-                "sweeper",
-                partial(
-                    context.sessions.sweeper.run,
-                    context.files.sweep,
-                    context.search.forget_deleted,
-                    context.jobs.sweep,
-                ),
-            ),
-        ):
-            self._supervisor.spawn(loops, name, loop)
-
-
-async def _drain(app: web.Application) -> None:
-    """Stop serving: close the sockets, then let running turns finish."""
-    context = app[CONTEXT]
-    context.health.ready = False
-    context.sessions.is_draining = True
-    await context.sockets.close_all(SOCKETS_CLOSE_SECS)
-    await asyncio.gather(context.sessions.stop(), context.runner.stop())

@@ -67,7 +67,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 def _report_failure(error: Exception, log_format: str, arguments: argparse.Namespace) -> None:
     """Print the error to stderr. A server with a JSON log writes it as a log line instead."""
-    if log_format == "json" and arguments.execute is _serve:
+    if log_format == "json" and arguments.execute is _run_server:
         logger.critical("%s", error)
     else:
         print_escaped(f"clawdforge: {error}", file=sys.stderr)
@@ -80,7 +80,7 @@ def build_parser() -> argparse.ArgumentParser:
         epilog="Settings are read from the environment and .env: see docs/reference/settings.md.",
     )
     parser.add_argument("--version", action="version", version=f"clawdforge {__version__}")
-    parser.set_defaults(execute=_serve)
+    parser.set_defaults(execute=_run_server)
     commands = parser.add_subparsers(title="commands", metavar="COMMAND")
     text = "run the server until SIGTERM or Ctrl-C (the default)"
     commands.add_parser("serve", aliases=["run"], help=text, description=sentence(text))
@@ -100,7 +100,9 @@ def build_parser() -> argparse.ArgumentParser:
     return parser
 
 
-def _serve(arguments: argparse.Namespace, settings: Settings, environ: Mapping[str, str]) -> int:
+def _run_server(
+    arguments: argparse.Namespace, settings: Settings, environ: Mapping[str, str]
+) -> int:
     inherited = read_state(os.environ)
     installation.ensure_packages(environ, print_status)
     asyncio.run(serve(settings, environ, program=arguments.program, inherited=inherited))

@@ -74,7 +74,9 @@ async def serve(
     timer.daemon = True
     async with contextlib.AsyncExitStack() as stack:
         stack.callback(timer.cancel)
-        port = await stack.enter_async_context(_listening(app, settings, supervisor, inherited))
+        port = await stack.enter_async_context(
+            _open_listeners(app, settings, supervisor, inherited)
+        )
         reloader.note_ready(inherited)
         _return_large_blocks_to_system()
         _tune_gc()
@@ -94,7 +96,7 @@ async def serve(
 
 
 @contextlib.asynccontextmanager
-async def _listening(
+async def _open_listeners(
     app: web.Application, settings: Settings, supervisor: Supervisor, inherited: Inherited | None
 ) -> AsyncIterator[int]:
     """Start the parts of the server, and listen for clients, other nodes and the operator.

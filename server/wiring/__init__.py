@@ -1,4 +1,4 @@
-"""Wiring of `app.py`: connections between packages, and parts of a reload that no package owns.
+"""Wiring of `app.py`: connections between packages, periodic tasks, parts of a reload.
 
 Imports every package above it.
 """
