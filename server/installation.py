@@ -33,7 +33,7 @@ BUNDLED = PACKAGE_FOLDER / "bundled"
 """The page and the lock of the Node packages, in an installed package."""
 IS_INSTALLED = BUNDLED.is_dir()
 REMEDY = f"{COMMAND} setup" if IS_INSTALLED else "make run"
-"""The command that installs what is missing."""
+"""The command that installs the missing packages."""
 SHOWN_LINES = 15
 STEPS = 10
 """So often the progress is reported."""
@@ -110,7 +110,7 @@ def is_complete() -> bool:
 
 
 def ensure_packages(environ: Mapping[str, str], report: Report) -> None:
-    """Install what is missing. Blocking: it may take a minute.
+    """Install the missing packages. Blocking: it may take a minute.
 
     Args:
         environ: the environment of npm.

@@ -11,7 +11,7 @@ Network = ipaddress.IPv4Network | ipaddress.IPv6Network
 
 DEFAULT_PORTS = {"http": 80, "https": 443}
 NEVER_SENT = frozenset({"about", "blob", "data", "file", "ftp", "javascript", "ws", "wss"})
-"""Schemes that no browser sends as a page's origin: it sends ``null``, or that of the page."""
+"""Schemes that no browser sends as a page's origin: it sends ``null``, or the page's own scheme."""
 
 _SCHEME = re.compile(r"[a-z][a-z0-9+.-]*\Z")
 _FORBIDDEN = re.compile(r"[\x00-\x20\x7f#/:<>?@\[\\\]^`{|}\"%]")
@@ -54,7 +54,7 @@ def host_of(text: str) -> str:
 
 
 def is_host_of(host: str, origin: str) -> bool:
-    """Whether *host*, of a ``Host`` header, is that of *origin*."""
+    """Whether *origin* has the host *host*, which comes from a ``Host`` header."""
     scheme, _, known = origin.partition("://")
     return host == known or host == f"{known}:{DEFAULT_PORTS.get(scheme)}"
 

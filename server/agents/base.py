@@ -114,7 +114,7 @@ Presence = Literal["live", "waking", "prewarmed", "hibernated"]
 
 
 class AgentObserver:
-    """The session, as its agent sees it. The methods are called when something has happened.
+    """Receives the reports of an agent. A session implements it.
 
     By default a method ignores the report.
 
@@ -172,7 +172,7 @@ class AgentObserver:
 GRACE_SECS = 4.0
 """The seconds that an agent has to end by itself, if no other session waits for its slot."""
 URGENT_GRACE_SECS = 1.0
-"""The same if a session waits: an agent that ignores the end of its stdin must not delay others."""
+"""The seconds that it has if another session waits, which a stuck agent must not delay."""
 
 
 @dataclasses.dataclass(slots=True)
@@ -286,7 +286,7 @@ class Agent(Protocol):
         """Change the agent's mode.
 
         Returns:
-            The agent's own result; so do the next two.
+            The agent's own result, as it is for a change of the model or of an option.
 
         Raises:
             Error: the agent refuses, or cannot be asked.

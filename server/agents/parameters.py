@@ -1,8 +1,8 @@
 """The parameters of an agent: what it gets at each start, and each time it opens its conversation.
 
 acpx passes some of them with ``session/new`` only, and stores variables in plain text. So the
-server adds them itself: variables where it starts the agent, the rest to the requests that open a
-conversation.
+server adds them itself: it sets the variables when it starts the agent, and adds the others to the
+requests that open a conversation.
 """
 
 from __future__ import annotations

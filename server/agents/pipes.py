@@ -23,7 +23,7 @@ class LinePipe(asyncio.Protocol):
     """Reads lines from a pipe.
 
     Args:
-        limit: of a line that is longer, only the rest is passed on.
+        limit: bytes of a line. Of a longer line, only the part after the limit is passed on.
         on_line: called with each line.
 
     Attributes:

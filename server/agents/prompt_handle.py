@@ -1,4 +1,4 @@
-"""The states of a prompt until the agent has received it and its turn is over."""
+"""A prompt on its way to the agent, and the states of it until the turn has ended."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ class PromptState(enum.Enum):
     WITHDRAWN = "withdrawn"
     """The prompt was cancelled or failed before the agent received it. It never will."""
     DONE = "done"
-    """The turn is over."""
+    """The turn has ended."""
 
 
 PROMPT_TRANSITIONS: Transitions[PromptState] = {
@@ -47,9 +47,9 @@ class PromptHandle:
     Attributes:
         blocks: JSON of the content blocks; empty once the agent has received them.
         admitted: done once the prompt may be sent, or was withdrawn.
-        done: done when the turn is over. :meth:`AgentObserver.response_received` got the response
-            before. Raises :class:`Error` if there is no
-            response: the agent did not start, or its process ended.
+        done: done when the turn has ended. :meth:`AgentObserver.response_received` was called
+            before with the response. Without a response it raises :class:`Error`: the agent did not
+            start, or its process ended.
     """
 
     def __init__(
@@ -92,7 +92,7 @@ class PromptHandle:
     def cancel(self) -> None:
         """Withdraw the prompt if the agent has not received it; else ask the agent to end the turn.
 
-        A turn that is over stays as it is.
+        A turn that has ended stays as it is.
         """
         if self.state is PromptState.SENT:
             self._cancel_sent()

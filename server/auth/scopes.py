@@ -15,7 +15,7 @@ ALL_SCOPES: tuple[Scope, ...] = get_args(Scope)
 
 
 def check_scope(scopes: Collection[Scope], needed: Scope) -> None:
-    """Check that a token has a scope. It leaks nothing: the resources are those of its own app.
+    """Check that a token has a scope. The failure reveals nothing: the resource is its own app's.
 
     Raises:
         Error: ``forbidden``.

@@ -25,7 +25,7 @@ MAX_TIMER_SECS = 3600.0
 
 
 def is_share(secret: str | None) -> bool:
-    """Whether a credential is that of a share, valid or not."""
+    """Whether a credential has the form of a share's, valid or not."""
     return secret is not None and secret.startswith(SHARE_PREFIX)
 
 

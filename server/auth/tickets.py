@@ -118,7 +118,7 @@ class TicketRegistry:
     def restore(
         self, carried: Iterable[CarriedTicket], credential_of: Callable[[str], Credential | None]
     ) -> None:
-        """Admit with the tickets of an earlier version of the server, whose clock goes on."""
+        """Accept the tickets of an earlier version of the server, until the same times."""
         for one in carried:
             if (credential := credential_of(one.app_name)) is not None:
                 self._open[one.key] = OpenTicket(credential, one.session_id, one.expires_at)

@@ -48,14 +48,14 @@ class TokenRegistry:
     """The tokens of all apps, in memory as in the database, and the admin token.
 
     Attributes:
-        tickets: the open tickets; a revocation discards those of its token.
-        shared_tickets: those of a cluster, which *tickets* has without one.
-        shares: the shares; a revocation revokes those of its app.
-        accounts: get the limits and the budgets of the tokens.
+        tickets: the open tickets; a revocation discards the tickets of its token.
+        shared_tickets: the open tickets of a cluster; without one, *tickets* has them.
+        shares: the shares; a revocation of a token revokes the shares of its app.
+        accounts: receives the limits and the budgets of the tokens.
         on_revoke: called with the app's name as soon as a token is revoked.
         on_reading_ended: called with the app's name when its token loses the scope ``read``.
-        on_changed: tells the other nodes of a cluster that tokens have changed.
-        sandboxes: of apps that have one of their own; None until :meth:`connect_sandbox`.
+        on_changed: called when tokens have changed, to notify the other nodes of a cluster.
+        sandboxes: the sandboxes of apps that have their own; None until :meth:`connect_sandbox`.
         second_app_refusal: why there must not be a second app; None if there may.
     """
 

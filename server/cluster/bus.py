@@ -1,8 +1,8 @@
 """Messages from node to node, through the database.
 
-A message is a row, and a notification tells its receiver to look. A notification may be lost, so
-the receiver also looks once a second. The rows are not durable: an engine that crashed has lost
-them, and :mod:`channels` notices it.
+A message is a row, and a notification makes its receiver query the rows. A notification may be
+lost, so the receiver also queries once a second. The rows are not durable: a crash of the engine
+loses them, and :mod:`channels` detects the loss.
 """
 
 from __future__ import annotations
@@ -56,7 +56,7 @@ class NodeMessage(NamedTuple):
 
     Attributes:
         sender: the number of a node.
-        seq: its number among the sender's messages.
+        seq: the number of the message among the sender's messages.
     """
 
     sender: int
@@ -109,7 +109,7 @@ class Bus:
             self._supervisor.spawn(self._tasks, name, loop)
 
     async def stop(self) -> None:
-        """Send what was posted, for a moment at most, and end."""
+        """Send the posted messages, for at most :data:`LAST_SECS`, and end."""
         with contextlib.suppress(TimeoutError):
             async with asyncio.timeout(LAST_SECS):
                 await self._all_sent.wait()
@@ -189,9 +189,10 @@ class Bus:
                 await asyncio.sleep(BUS_RETRY_SECS)
 
     async def _take(self) -> None:
-        """Handle the new messages, and delete them afterwards.
+        """Handle the new messages, and delete their rows afterwards.
 
-        So none is lost if the deletion fails: the rows are found again, and are not handled again.
+        If the deletion fails, no message is lost: the rows are found again, and are not handled
+        again.
         """
         rows = await self._engine.fetch(
             "SELECT sender, seq, body FROM commands WHERE target = ? ORDER BY sender, seq",

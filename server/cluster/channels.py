@@ -1,8 +1,8 @@
 """Channels: streams of messages in both directions between two nodes.
 
-One node opens a channel of a kind, and a task of the other node serves it. A piece that was lost,
-because the engine crashed, ends the channel for both: so a piece arrives once, in its place, or the
-channel's user gets :class:`ChannelLostError`.
+One node opens a channel of a kind, and a task of the other node serves it. Pieces arrive once and
+in order. If one is lost, because the engine crashed, both nodes end the channel, and its users get
+:class:`ChannelLostError`.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ PIECE_BYTES = 64 << 10
 WINDOW = 16
 """Pieces that are sent before the receiver has taken the first of them."""
 CHECK_SECS = 2.0
-"""Channels are checked in this interval: both ends must know them, and have the same pieces."""
+"""The interval in which both ends check that they know a channel and have the same pieces."""
 FINAL_CHECKS = 2
 """Checks of a channel after its last message. One of them may be lost as well."""
 
@@ -170,7 +170,7 @@ class NodeChannel:
         self._changed.set()
 
     def check(self, *, anyway: bool = False) -> None:
-        """Let the other end compare what it has received with what was sent."""
+        """Let the other end compare the number of received pieces with the number of sent ones."""
         if self._checks or anyway:
             self._checks = max(0, self._checks - 1)
             self._channels.post(self.partner, self._envelope("check", self._sent))

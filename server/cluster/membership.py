@@ -60,10 +60,10 @@ class Alone:
         return False
 
     async def next_session_number(self) -> None:
-        """Nothing: this process numbers all sessions."""
+        """Return None: this process numbers all sessions."""
 
     def ownership_of(self, session: int, place: str) -> list[Statement]:
-        """No statements: nobody asks for the owner."""
+        """Return no statements: a single server stores no owners."""
         return []
 
 

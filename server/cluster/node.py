@@ -149,7 +149,7 @@ class ClusterNode:
     async def take_over_sessions(self) -> None:
         """Take the sessions of nodes that have ended: those with work, and free the others.
 
-        It depends on nothing but the tables, so it completes what another node has left half done.
+        It depends only on the tables, so it completes an unfinished takeover of another node.
         """
         await self.engine.change(
             "WITH f AS MATERIALIZED"  # noqa: S608
@@ -205,9 +205,9 @@ class ClusterNode:
         return {number: (owner, head) for number, owner, head in rows}
 
     async def digest(self) -> tuple[object, ...]:
-        """A value that is another one after a change of what each node has in memory.
+        """A value that changes with the rows that each node caches in memory.
 
-        That is the tokens, the shares, the webhooks and the push subscriptions of all apps.
+        These are the tokens, the shares, the webhooks and the push subscriptions of all apps.
         """
         rows = await self.engine.fetch(
             "SELECT (SELECT md5(string_agg(name || ' ' || encode(hash, 'hex') || coalesce(options,"
@@ -224,7 +224,7 @@ class ClusterNode:
     # Notifications
 
     async def send_heads(self, node: int, heads: Sequence[tuple[int, int]]) -> None:
-        """Tell a node the heads of logs that it follows."""
+        """Notify a node of the heads of logs that it follows."""
         text = HEADS
         for number, head in heads:
             text += f"{number}:{head} "
@@ -259,7 +259,7 @@ class ClusterNode:
 
 
 def _freer_of_two(nodes: Sequence[NodeInfo]) -> int | None:
-    """Of two nodes drawn at random, the one with more free slots."""
+    """Draw two nodes at random, and return the one with more free slots."""
     if not nodes:
         return None
     drawn = random.sample(nodes, min(2, len(nodes)))

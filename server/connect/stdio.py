@@ -185,7 +185,7 @@ class EditorOutput:
             await self._written.wait()
 
     def _write(self) -> None:
-        """Write what is there; runs in its thread."""
+        """Write the queued bytes; runs in its thread."""
         while True:
             self._available.acquire()
             data = self._chunks.popleft()

@@ -222,7 +222,7 @@ def with_version(provider: Provider, address: str) -> str:
 
 
 def is_set(value: str) -> bool:
-    """Whether a variable that switches something on does so."""
+    """Whether a variable that is a switch is on."""
     return value.strip().lower() not in ("", "0", "false", "no", "off")
 
 

@@ -1,4 +1,4 @@
-"""The tokens with which sessions authenticate at the key proxy, and what they stand for.
+"""The tokens with which sessions authenticate at the key proxy, and the keys that replace them.
 
 Each session, run and probe has one token, in memory only. The agent gets it in place of every key
 of a provider, and the address of the proxy in place of the provider's. A key comes from the most

@@ -33,7 +33,7 @@ class Tunnels:
     """The abstract socket at which launchers connect.
 
     Args:
-        knows: whether a secret is that of a session.
+        knows: returns whether a secret belongs to a session.
         gateways: how to serve each gateway, by its port.
         supervisor: runs the task that accepts connections.
 
@@ -110,7 +110,7 @@ class Tunnels:
         """Read the secret, and receive the sockets.
 
         Raises:
-            ValueError: the secret is not that of a session.
+            ValueError: the secret belongs to no session.
         """
         loop = asyncio.get_running_loop()
         secret = b""

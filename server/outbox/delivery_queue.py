@@ -24,7 +24,7 @@ class DeliveryLine:
     """The deliveries of one session.
 
     Attributes:
-        session_id: empty for those that are about no session.
+        session_id: empty for deliveries that are about no session.
         length, size: the number of deliveries, and the bytes of their fields.
         next_at: unix seconds of the next attempt.
         is_stored: the first delivery can be read from the database.
@@ -83,7 +83,7 @@ class DeliveryQueue:
         return str(URL(self.webhook.url).with_query(None))
 
     def replace(self, webhook: WebhookRow) -> None:
-        """Send to another address from now on, at once."""
+        """Use another webhook from now on, and attempt all deliveries at once."""
         self.webhook = webhook
         self.events = loads(webhook.events)
         self.has_no_connection = False
@@ -110,7 +110,7 @@ class DeliveryQueue:
         return line
 
     def remove(self, line: DeliveryLine, count: int, size: int) -> None:
-        """Count deliveries no longer. Those of a node that was taken over were never counted."""
+        """Stop counting deliveries. Those of a node that was taken over were never counted."""
         count, size = min(count, line.length), min(size, line.size)
         line.length -= count
         line.size -= size

@@ -96,7 +96,7 @@ class AlertOutbox:
         tokens: TokenRegistry,
         clock: Callable[[], float],
     ) -> AlertOutbox:
-        """Load what is stored, and create the key pair at the first start.
+        """Load the stored webhooks and subscriptions, and create the key pair at the first start.
 
         Args:
             tokens: an app learns nothing while its token does not have the scope ``read``.

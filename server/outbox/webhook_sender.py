@@ -177,7 +177,7 @@ class WebhookSender:
             self._start_due()
 
     async def _wait(self) -> None:
-        """Wait until there may be something to do."""
+        """Wait until a delivery may be due."""
         times = [
             next_at
             for queue in self.queues.values()
@@ -310,7 +310,7 @@ class WebhookSender:
         return await self._client.post(url, {"Content-Type": "application/json", **headers}, body)
 
     def _finish(self, queue: DeliveryQueue, line: DeliveryLine, row: DeliveryRow) -> None:
-        """Delete a delivery that was accepted, or is given up."""
+        """Delete a delivery that was accepted or has failed finally."""
         if self.queues.get(queue.app_name) is queue:
             self._writer.add([stored.delete_delivery(row.n)])
             queue.remove(line, 1, len(row.fields))

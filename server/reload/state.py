@@ -34,7 +34,7 @@ class Passed:
         self._descriptors: set[int] = set()
 
     def add(self, descriptor: int) -> int:
-        """Pass *descriptor* on. Return its number, which stays the same."""
+        """Pass *descriptor* on. Return its number, which the next version uses, too."""
         self._descriptors.add(descriptor)
         return descriptor
 

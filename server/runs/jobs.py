@@ -1,4 +1,4 @@
-"""Runs that go on without their client: in the background, or under an idempotency key."""
+"""Runs that continue without their client: in the background, or under an idempotency key."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The stored responses of runs that their clients ask for later: by id, or by their own key."""
+"""The stored responses of runs, which clients fetch later: by id, or by an idempotency key."""
 
 from __future__ import annotations
 
@@ -111,7 +111,7 @@ class RunResults:
         await self._commit("DELETE FROM run_results WHERE id = ?", run_id)
 
     async def sweep(self) -> None:
-        """Delete what has expired. Runs in progress are not deleted."""
+        """Delete the expired responses. Runs in progress stay."""
         await self._commit(
             "DELETE FROM run_results WHERE expires_at <= ? AND status IS NOT NULL", self._clock()
         )

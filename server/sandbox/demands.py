@@ -100,7 +100,7 @@ class StricterSandboxes:
             self._made[demand] = self._made[self._at_least_base(demand)]
 
     def _at_least_base(self, demand: SandboxDemand) -> SandboxDemand:
-        """The demand without what is less strict than the server's sandbox by now."""
+        """The demand without the parts that are less strict than the server's present sandbox."""
         level, network = demand.level, demand.network
         if level is not None and _rank(LEVELS, level) < _rank(LEVELS, self._base.level):
             level = None
@@ -136,7 +136,7 @@ class StricterSandboxes:
 
 
 def _variant(base: Sandbox, mechanism: Mechanism, network: NetworkPolicy) -> Sandbox:
-    """The same sandbox with another mechanism and another policy for the network."""
+    """A copy of the sandbox with another mechanism and another policy for the network."""
     made = copy.copy(base)
     for name in ("_reads", "_masks", "_seccomp"):
         made.__dict__.pop(name, None)  # they depend on the level

@@ -65,7 +65,7 @@ class SandboxFolders:
             raise failures[0]
 
     def copy_home(self, source: str, target: str) -> None:
-        """Copy the home of a session to that of another one of the same app. Blocking.
+        """Copy the home of a session to another session of the same app. Blocking.
 
         Links are copied as links. Caches are left out.
 

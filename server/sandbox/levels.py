@@ -86,7 +86,7 @@ class Mechanism:
 
     @property
     def open(self) -> list[str]:
-        """The targets that agents can reach all the same."""
+        """The targets that agents can reach nevertheless."""
         if self.level == "off":
             return ["files", "memory", "signals", "processes", "sockets", "loopback", "cpu"]
         if self.level == "bwrap":

@@ -131,7 +131,7 @@ def _copy_login(source: Path, target: tuple[Path, *tuple[str, ...]], login: Logi
 
 
 def write_in_home(home: tuple[Path, *tuple[str, ...]], path: str, data: bytes) -> None:
-    """Write a file in the home of a sandbox, in place of whatever is there. Blocking.
+    """Write a file in the home of a sandbox, and replace any file or link of that name. Blocking.
 
     Args:
         home: as :mod:`safe_files` takes it.

@@ -59,7 +59,7 @@ PR_CAP_AMBIENT = 47
 PR_CAP_AMBIENT_CLEAR_ALL = 4
 SECCOMP_MODE_FILTER = 2
 SYS_CREATE_RULESET, SYS_ADD_RULE, SYS_RESTRICT_SELF, SYS_OPENAT2 = 444, 445, 446, 437
-"""The same on every architecture."""
+"""The number is the same on every architecture."""
 SYS_CAPSET = {"x86_64": 126, "aarch64": 91}
 CAPABILITY_VERSION = 0x20080522
 RESOLVE_BENEATH, RESOLVE_NO_SYMLINKS = 0x08, 0x04
@@ -258,13 +258,13 @@ def _apply_ruleset(ruleset: int) -> None:
 
 
 def drop_capabilities() -> None:
-    """Give up all capabilities, also those that root would get back by executing a program."""
+    """Drop all capabilities, also those that root would regain by executing a program."""
     if number := SYS_CAPSET.get(os.uname().machine):
         for capability in range(64):
             try:
                 control(PR_CAPBSET_DROP, capability)
             except OSError:
-                break  # the last one, or the process has none to give up
+                break  # after the last capability, or if the process has none
         control(PR_CAP_AMBIENT, PR_CAP_AMBIENT_CLEAR_ALL)
         header = struct.pack("Ii", CAPABILITY_VERSION, 0)
         system_call(number, header, struct.pack("6I", *[0] * 6))

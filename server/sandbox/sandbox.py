@@ -87,7 +87,7 @@ class Sandbox:
 
     @property
     def open(self) -> list[str]:
-        """The targets that agents can reach all the same; see :attr:`Mechanism.open`."""
+        """The targets that agents can reach nevertheless; see :attr:`Mechanism.open`."""
         found = self.mechanism.open
         if self.network.is_closed:
             found.remove("loopback")

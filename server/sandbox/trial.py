@@ -80,7 +80,7 @@ def try_escapes(
 def targets_of(
     data: DataDir, home: Path, environ: Mapping[str, str], python: str
 ) -> Iterator[dict[str, Any]]:
-    """Make the targets of all attempts, with which the attempts may do what they like.
+    """Make the targets of all attempts, which the attempts may read, change and delete.
 
     Args:
         data: a data folder, which is filled.

@@ -19,7 +19,7 @@ logger = logging.getLogger(__name__)
 INTERVAL_SECS = 0.5
 PAGE_BYTES = 256 << 10
 SEARCH_WAIT_SECS = 10
-"""The longest time that a search waits for those of other apps."""
+"""The longest time that a search waits for the searches of other apps."""
 MAX_ENTRY_BYTES = 1 << 20
 """A larger entry is not searched: to read its text would take several times its size."""
 REST_FACTOR = 4

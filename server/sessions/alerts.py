@@ -27,7 +27,7 @@ ALERT_KINDS: tuple[AlertKind, ...] = get_args(AlertKind)
 
 @dataclasses.dataclass(frozen=True, slots=True)
 class Alert:
-    """Something that an app may want to know at once.
+    """An event that an app may want to know at once.
 
     Attributes:
         at: unix seconds.

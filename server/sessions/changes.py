@@ -1,4 +1,4 @@
-"""Tells the followers of an app's list of sessions which sessions have changed."""
+"""Notifies the followers of an app's list of sessions which sessions have changed."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Forks: new sessions whose log begins with that of another one."""
+"""Forks: new sessions whose log begins with the log of another session."""
 
 from __future__ import annotations
 
@@ -109,7 +109,7 @@ class SessionForker:
     async def fork(
         self, source: Session, turn_index: int | None, request: SessionRequest
     ) -> Session:
-        """Create a session whose log begins with that of *source* up to the end of a turn.
+        """Create a session whose log begins with the log of *source*, up to the end of a turn.
 
         Args:
             turn_index: by default the last turn that has ended.

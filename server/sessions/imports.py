@@ -56,7 +56,7 @@ class ImportedLog:
         row.owes_history = int(bool(self.turns))
 
     def statements(self, number: int) -> list[Statement]:
-        """Insert the log as that of the session with that number."""
+        """The statements that insert the log for the session of that number."""
         rows: list[LogRow] = []
         start = size = 0
         for index, line in enumerate(self.lines):

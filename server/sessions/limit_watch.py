@@ -1,4 +1,4 @@
-"""Tells the users of a session that a limit of its sandbox has taken effect."""
+"""Logs a notice for the users of a session when a limit of its sandbox has taken effect."""
 
 from __future__ import annotations
 

@@ -43,7 +43,7 @@ class Batch:
         first, last: positions of the first and the last entry.
         body: the entries' JSON, one per line.
         frames: the entries as WebSocket frames, once a subscriber has encoded them.
-        addressed: the same with the id of their session.
+        addressed: the frames with the id of their session, for sockets on many sessions.
     """
 
     __slots__ = ("addressed", "body", "first", "frames", "last")

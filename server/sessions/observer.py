@@ -56,7 +56,7 @@ class SessionObserver(AgentObserver):
             note(update)
             tracer.note_tool_call(self._core.id, update)
 
-        # Only with a tracer there is anything to do for an update.
+        # Replaced only if there is a tracer: without one, an update costs nothing here.
         self.tool_call_updated = note_and_trace  # type: ignore[method-assign]
 
     @property

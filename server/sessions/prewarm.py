@@ -179,7 +179,7 @@ class Prewarmer:
         self.fill()
 
     def reserve(self, agent: str, elicitation: tuple[str, ...]) -> PrewarmedAgent | None:
-        """Remove an agent from the pool for a session; None if none is ready that fits.
+        """Remove an agent from the pool for a session; None if no matching agent is ready.
 
         The caller gives it to a session, or calls :meth:`end`.
 

@@ -52,7 +52,7 @@ class SessionRegistry:
         closing: the tasks that close sessions. The server waits for them before it stops.
         is_draining: the server is stopping; no new work is accepted.
         remote: the sessions of the cluster's other nodes; None without a cluster.
-        ownership: likewise, what decides which sessions this node has.
+        ownership: decides which sessions this node owns; None without a cluster.
         reloadable: the sessions during a reload.
         loading: the look-ups in progress that load a session, by its id.
     """
@@ -137,7 +137,7 @@ class SessionRegistry:
         self._hidden.discard(session_id)
 
     def loaded(self, session_id: str) -> Session | None:
-        """A session if it is in memory."""
+        """The session of that id if it is in memory; otherwise None."""
         return self._loaded.get(session_id)
 
     def in_memory(self) -> list[Session]:

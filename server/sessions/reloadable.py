@@ -84,7 +84,7 @@ class ReloadableSessions:
         """Continue the sessions of an earlier version; end what others have left unfinished.
 
         Args:
-            rows: the sessions with anything unfinished.
+            rows: the sessions with unfinished turns or requests.
         """
         carried = await self._restore_prewarmed(inherited) if inherited is not None else {}
         for row in rows:

@@ -1,4 +1,4 @@
-"""Lists of sessions that contain those of other nodes, and the changes of those."""
+"""Lists of the sessions of all nodes, and the changes of sessions on other nodes."""
 
 from __future__ import annotations
 
@@ -89,7 +89,7 @@ class RemoteLists:
                 yield session
 
     async def _ask(self, owner: int, ids: list[str]) -> list[dict[str, Any]]:
-        """The states of those of the sessions that *owner* has in memory."""
+        """The states of the given sessions that *owner* has in memory."""
         channel = self._node.channels.open(owner, VIEWS)
         try:
             async with asyncio.timeout(ANSWER_SECS):

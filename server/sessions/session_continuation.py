@@ -20,7 +20,7 @@ from .usage import CarriedUsage, SessionUsage
 
 
 class CarriedSession(msgspec.Struct, kw_only=True):
-    """One session for the next version of the server. The database has the rest.
+    """The state of one session that the database lacks, for the next version of the server.
 
     Attributes:
         last_sent: the newest turn whose prompt the agent has received.

@@ -16,7 +16,7 @@ INTERRUPTED_SECS = 1.0
 
 
 class Succession:
-    """The part of a session that earlier and later servers have to do with."""
+    """Ends or continues the work of an earlier server, and leaves work to a later one."""
 
     def __init__(
         self,
@@ -66,7 +66,7 @@ class Succession:
         await self._take_up(continues=False)
 
     async def adopt(self) -> None:
-        """Run the turns that another node has left in order; end what it left unfinished."""
+        """Run the waiting turns that another node has left; end its running turn and requests."""
         await self._take_up(continues=True)
 
     async def _take_up(self, *, continues: bool) -> None:

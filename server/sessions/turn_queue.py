@@ -318,7 +318,7 @@ class TurnQueue:
     def take_up(self, turns: Iterable[Turn], steers: Iterable[SteerRow]) -> None:
         """Run the turns that another server has accepted, in their order.
 
-        The steered prompts that it has left end, each in a turn of its own.
+        Each steered prompt that it has left becomes a turn of its own, which ends at once.
         """
         for row in steers if self._core.is_open else ():
             turn = Turn(self._next_index, row.client_id, row.prompt or b"[]", None)

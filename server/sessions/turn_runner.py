@@ -60,7 +60,7 @@ class TurnRunner:
             turn.snapshot.add_done_callback(lambda _: self.admit(turn))
 
     def admit(self, turn: Turn) -> None:
-        """Let the agent receive the prompt, unless the turn still waits for something."""
+        """Let the agent receive the prompt once the turn is stored and its snapshot is taken."""
         is_ready = turn.snapshot is None or turn.snapshot.done()
         if turn.handle is not None and turn.is_stored and is_ready and self._may_start(turn):
             turn.handle.admit()
@@ -217,7 +217,7 @@ class TurnRunner:
 
         Args:
             message: the response as the agent wrote it.
-            response: the same, parsed.
+            response: the parsed *message*.
         """
         turn = self._current.turn
         if turn is None:

@@ -75,7 +75,7 @@ class SessionUsage:
                 self._cost = cost
             elif _is_of_another(cost, self._stored.agent_cost):
                 self._stored.agent_cost = cost
-            # Otherwise the difference is that of a turn that a kill of the server has ended.
+            # Otherwise the difference belongs to a turn that a kill of the server has ended.
 
     def continue_from(self, source: SessionUsage) -> str:
         """Count from what the agent of *source* has reported: it has forked its conversation.
@@ -146,12 +146,12 @@ class SessionUsage:
 
 
 def _is_of_another(cost: Cost, before: Cost | None) -> bool:
-    """Whether the cost is not that of the conversation that has cost *before*."""
+    """Whether the cost belongs to another conversation than the one that has cost *before*."""
     return before is None or before.currency != cost.currency or before.amount > cost.amount
 
 
 def _difference(cost: Cost, before: Cost | None) -> Cost:
-    """The cost since *before*. A smaller cost is that of a new conversation."""
+    """The cost since *before*. A cost below *before* belongs to a new conversation."""
     if before is None or _is_of_another(cost, before):
         return cost
     return Cost(cost.amount - before.amount, cost.currency)

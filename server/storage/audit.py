@@ -9,7 +9,7 @@ from .database import Database
 
 @dataclasses.dataclass(slots=True)
 class AuditRow:
-    """An audit record: something that happened to a session.
+    """An audit record: one event of a session.
 
     Attributes:
         at: unix seconds.
@@ -39,8 +39,8 @@ class AuditQueries:
         """At most *limit* records after an id, the oldest first.
 
         Args:
-            app_name: only those of this app.
-            event: only those of this event.
+            app_name: only the records of this app.
+            event: only the records of this event.
         """
         rows = await self._database.fetch(
             "SELECT id, at, app_name, session_id, event, detail FROM session_events"

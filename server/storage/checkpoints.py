@@ -32,7 +32,7 @@ class CheckpointPolicy:
 class Checkpointer:
     """Checkpoints the WAL in quiet moments, on a connection of its own.
 
-    By default SQLite checkpoints in a commit, and such a commit would take 15 ms.
+    By default SQLite checkpoints during a commit, which then takes 15 ms longer.
     """
 
     def __init__(self, database: Database, policy: CheckpointPolicy) -> None:

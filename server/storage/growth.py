@@ -1,4 +1,4 @@
-"""The reads that tell the full-text index what has been added and deleted."""
+"""The reads with which the full-text index finds new and deleted entries."""
 
 from __future__ import annotations
 

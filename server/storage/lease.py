@@ -1,4 +1,4 @@
-"""The lease of this node on its sessions: the beats, and what follows if they fail.
+"""The lease of this node on its sessions: the beats, and the states after missing beats.
 
 All times are fractions of the lease. They count from the moment at which the last successful beat
 was sent, on this machine's monotonic clock; whether another node is late is decided by the
@@ -27,7 +27,7 @@ BEAT_SHARE = 0.1
 LATE_SHARE = 0.2
 FREEZE_SHARE = 0.7
 GAP_SHARE = 0.5
-"""A longer pause between two beats is a gap: the engine may have been out of reach for all."""
+"""A longer pause between two beats is a gap: perhaps no node could reach the engine meanwhile."""
 SWEEP_SECS = 60.0
 
 

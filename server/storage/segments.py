@@ -1,8 +1,8 @@
 """The logs of forks, which begin with rows of other sessions.
 
 A row of ``log_segments`` says that the entries of a session up to ``last_seq``, and after its
-previous segment, are those of ``owner`` with the same positions. The later entries are the
-session's own rows. So a fork copies no entry, whatever the length of its log.
+previous segment, are the entries of ``owner`` with the same positions. The later entries are the
+session's own rows. So a fork copies no entry, however long its log is.
 
 The rows of a deleted session stay as far as a segment refers to them. The last of them is cut,
 because it may have entries after the end of the segment.
@@ -28,7 +28,7 @@ def without_tail(row: LogRow, last_seq: int) -> LogRow:
 
 
 def copy_log(source: int, last_seq: int, target: int) -> list[Statement]:
-    """Let the log of a new session begin with that of another one.
+    """Let the log of a new session begin with the log of another session.
 
     Args:
         last_seq: the position of the last entry that both have.

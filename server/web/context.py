@@ -169,7 +169,7 @@ async def viewed_session_of(request: web.Request, *, is_shared: bool = False) ->
 
 
 def _authenticated(request: web.Request, *, is_shared: bool) -> tuple[str, str]:
-    """The session that the path names, and the app that asks for it."""
+    """Authenticate *request*; return the id of the session in its path, and the app."""
     session_id = request.match_info["session_id"]
     app_name = authenticate_reader(request, session_id) if is_shared else authenticate_app(request)
     request[LOGGED_SESSION_ID] = session_id

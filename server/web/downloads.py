@@ -79,7 +79,7 @@ class Download:
     def __init__(
         self, request: web.Request, size: int, tag: str, headers: Mapping[str, str]
     ) -> None:
-        """Decide what is sent.
+        """Decide which bytes are sent.
 
         Raises:
             Error: ``precondition_failed``.

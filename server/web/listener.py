@@ -142,7 +142,7 @@ class Listener:
 
     @property
     def descriptors(self) -> list[int]:
-        """Those of the listening sockets."""
+        """The descriptors of the listening sockets."""
         return [listening.fileno() for listening in self._listening]
 
     def acquire_slot(

@@ -2,7 +2,7 @@
 
 The node that a client reached sends the request through a channel to the session's node. That node
 sends it to itself through a socket that only its own process can connect to, so the request meets
-the same code as a client's own. The response takes the way back, piece by piece.
+the same code as a client's own. The response comes back over the same channel, piece by piece.
 """
 
 from __future__ import annotations

@@ -142,7 +142,7 @@ class NodeParts:
     async def _end_runs(self, context: ServerContext) -> None:
         """End the runs of nodes that were taken over, forever.
 
-        Rounds without a reason find what another node has left half done.
+        Rounds without an event complete the work that another node has not finished.
         """
         while True:
             with contextlib.suppress(TimeoutError):

@@ -1,4 +1,4 @@
-"""Connects parts of the server that do not know each other."""
+"""Connects packages that do not import each other."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ def connect_tokens(
     jobs: RunJobs,
     outbox: AlertOutbox,
 ) -> None:
-    """Let the end of a credential end what it has begun."""
+    """Let the revocation of a token end its connections, turns, runs and deliveries."""
 
     def end_app(app_name: str) -> None:
         sockets.close_app(app_name)

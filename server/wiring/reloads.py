@@ -157,7 +157,7 @@ class ReloadableStorage:
             await self._writer.flush()
 
     def thaw(self) -> None:
-        """Do nothing: commits go on."""
+        """Do nothing: commits continue."""
 
     def pack(self, passed: Passed) -> CarriedStorage:
         return CarriedStorage(lock=passed.add(self._lock), tickets=self._tokens.tickets.pack())

@@ -29,7 +29,7 @@ FINISH_SECS = 5.0
 
 
 class Snapshots:
-    """The snapshots of all sessions, each session's in a bare git repository of its own."""
+    """The snapshots of all sessions. Each session has a bare git repository of its own."""
 
     def __init__(self, settings: Settings) -> None:
         self.data_dir = DataDir.of(settings)

@@ -92,7 +92,7 @@ class CommandSocket(WebSocketConnection):
             self.send_failure(session_id, protocol.error_frame(failure, command.id))
 
     async def _authenticate_again(self, command: protocol.AuthCommand) -> None:
-        """Check the credential of a later auth frame: it must be the same one."""
+        """Check the credential of a later auth frame: it must be that of the first."""
         address = self._request.remote
         credential = await authenticate(self._tokens, command, self._tickets_for, address)
         if credential is not self._credential:

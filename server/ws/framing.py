@@ -37,7 +37,7 @@ def batch_frames(batch: Batch) -> bytes:
 
 
 def addressed_frames(batch: Batch, session_id: str) -> bytes:
-    """The same with the entries' ``session_id``, for sockets that follow many sessions."""
+    """The text frames of a batch's entries with their ``session_id``; encoded once for all."""
     if batch.addressed is None:
         batch.addressed = b"".join(
             text_frame(addressed(line, session_id)) for line in batch.lines()

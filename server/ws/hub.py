@@ -108,7 +108,7 @@ class Hub:
         """Close the connections of an app whose token does not have the scope ``read`` any more."""
         for connection in tuple(self._by_app.get(app_name, ())):
             credential = self._credential_of.get(connection)
-            if credential is None or credential.session_id is None:  # not that of a share
+            if credential is None or credential.session_id is None:  # not a share's
                 connection.close(NO_READING)
         for task in [task for task, name in self._streams.items() if name == app_name]:
             del self._streams[task]

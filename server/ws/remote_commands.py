@@ -29,7 +29,7 @@ FRAME, DONE = b"f", b"d"
 class RemoteCommands:
     """Sends the commands of one client to the node that runs the session.
 
-    The owner executes them as those of its own clients, and sends back the frames.
+    The owner executes them like commands of its own clients, and sends the frames back.
 
     Args:
         send: sends a frame to the client.

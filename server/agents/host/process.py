@@ -293,7 +293,7 @@ class HostProcess:
             cleanup = asyncio.ensure_future(self._end_host(host))
             try:
                 await asyncio.shield(cleanup)
-            except asyncio.CancelledError:  # the cleanup must complete all the same
+            except asyncio.CancelledError:  # the cleanup must complete nevertheless
                 await cleanup
                 raise
             await asyncio.gather(boot, watch, return_exceptions=True)

@@ -34,7 +34,7 @@ class StderrState(msgspec.Struct, kw_only=True):
     """The stderr of one agent, for the next version of the server.
 
     Attributes:
-        newest: the end of what it has written.
+        newest: the last bytes that the agent has written.
     """
 
     key: str

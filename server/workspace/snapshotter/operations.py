@@ -67,7 +67,7 @@ class Job:
 
 
 def perform(request: Json) -> tuple[Json, bytes]:
-    """Do what a request asks for. Failures become responses with ``error``."""
+    """Carry out a request. Failures become responses with ``error``."""
     base = -1
     try:
         base = open_below(*_split(request["base"]), make=True)

@@ -29,7 +29,7 @@ class Restoration:
 
     Args:
         folder: its descriptor.
-        current: what is in the folder now, by a scan.
+        current: the present content of the folder, by a scan.
         target: the files of the tree.
 
     Attributes:
