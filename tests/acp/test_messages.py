@@ -122,7 +122,7 @@ def test_session_id_is_replaced_and_all_else_kept() -> None:
         assert translate.AgentMessage(untouched).with_session_id("ours") == untouched
 
 
-def test_rewriter_gives_the_same_as_parsing() -> None:
+def test_rewritten_message_equals_a_parsed_and_encoded_one() -> None:
     rewriter = translate.SessionIdRewriter("ours")
     params = b'{"sessionId":"th\\"eirs","update":{"n": 1}}'
     raw = b'{"jsonrpc":"2.0","method":"session/update","params":%b}' % params

@@ -33,7 +33,7 @@ async def announced(acp: AcpClient, session: str) -> Any:
     ("capability", "told"),
     [(None, None), ({}, None), ({"form": {}}, {"form": {}}), (BOTH, BOTH)],
 )
-async def test_agent_is_told_what_the_client_announces(
+async def test_agent_gets_the_capabilities_of_the_client(
     client: Client, capability: Any, told: Any
 ) -> None:
     acp = await editor(client, capability)

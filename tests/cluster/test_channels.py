@@ -42,7 +42,7 @@ async def test_pieces_arrive_in_order_in_both_directions(make_node: MakeNode) ->
     await eventually("both ends to forget it", lambda: not (one.channels or two.channels))
 
 
-async def test_node_has_channels_to_itself(make_node: MakeNode) -> None:
+async def test_node_can_open_a_channel_to_its_own_number(make_node: MakeNode) -> None:
     one = await make_node(1)
     one.channels.servers["echo"] = echo
     channel = one.channels.open(1, "echo")

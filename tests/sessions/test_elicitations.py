@@ -76,7 +76,9 @@ async def announced(socket: Socket) -> Any:
 # Announcement
 
 
-async def test_agent_is_told_of_forms_and_links_only_if_clients_are_asked(client: Client) -> None:
+async def test_agent_gets_the_capability_for_forms_only_if_clients_are_asked(
+    client: Client,
+) -> None:
     told = []
     for body in ({}, {"elicitation": "off"}, {"elicitation": "ask"}):
         session = await client.create(**body)
@@ -85,7 +87,7 @@ async def test_agent_is_told_of_forms_and_links_only_if_clients_are_asked(client
     assert told == [None, None, {"form": {}, "url": {}}]
 
 
-async def test_agent_is_told_of_the_modes_that_clients_can_show(client: Client) -> None:
+async def test_agent_gets_the_capabilities_for_modes_that_clients_can_show(client: Client) -> None:
     session = await client.create(elicitation="ask", elicitation_modes=["form"])
     assert await announced(await client.connect(session)) == {"form": {}}
 

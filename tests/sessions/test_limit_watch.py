@@ -71,7 +71,7 @@ async def notices(client: Client, session: str) -> dict[str, str]:
     return {one["limit"]: one["text"] for one in events if one.get("notice") == "limit"}
 
 
-def test_limit_is_told_once_until_it_is_not_reached_any_more() -> None:
+def test_limit_is_reported_again_only_after_it_was_not_reached() -> None:
     told: list[Any] = []
     log = SimpleNamespace(last=1, append=lambda *fields: told.append(fields))
     turns = SimpleNamespace(current=SimpleNamespace(entry_index=lambda: 1))
@@ -85,7 +85,7 @@ def test_limit_is_told_once_until_it_is_not_reached_any_more() -> None:
     assert len(told) == 2
 
 
-async def test_session_is_told_that_a_limit_has_taken_effect(serve: Serve) -> None:
+async def test_log_has_a_notice_after_a_limit_has_taken_effect(serve: Serve) -> None:
     mechanism("landlock")
     server = await serve(
         sandbox="landlock", sandbox_file_mb=1, sandbox_memory_mb=4096, sweep_interval_secs=3600

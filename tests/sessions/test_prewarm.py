@@ -210,7 +210,7 @@ async def test_prewarmed_agents_of_a_killed_server_leave_nothing(
     assert len(left) == 1
 
 
-async def test_prewarmed_agents_are_told_what_the_newest_sessions_can_show(serve: Serve) -> None:
+async def test_prewarmed_agents_get_the_capabilities_of_the_newest_sessions(serve: Serve) -> None:
     server = await serve(prewarmed_agents=1)
     client = await server.client()
     await until_ready(server, ())

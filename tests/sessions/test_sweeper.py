@@ -278,7 +278,9 @@ async def test_idle_session_is_deleted_a_day_after_its_close(
     assert events(server, session) == ["create", "sweep_close", "hard_delete"]
 
 
-async def test_second_sweep_does_nothing(server: LocalServer, client: Client, clock: Clock) -> None:
+async def test_second_sweep_deletes_nothing(
+    server: LocalServer, client: Client, clock: Clock
+) -> None:
     closed, deleted = await client.create(), await client.create()
     await client.delete(f"/sessions/{deleted}")
     clock.advance(HARD)

@@ -98,7 +98,7 @@ async def test_sums_survive_a_restart_and_a_deletion(serve: Serve) -> None:
     }
 
 
-async def test_fork_does_not_count_the_turns_of_its_source_again(client: Client) -> None:
+async def test_usage_of_a_fork_excludes_the_turns_of_its_source(client: Client) -> None:
     session = await client.create()
     await client.turn(session, reporting(100))
     _, fork = await client.post(f"/sessions/{session}/fork", {})

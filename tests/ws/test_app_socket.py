@@ -283,7 +283,7 @@ async def test_limits_of_subscriptions(serve: Serve) -> None:
 
 
 @pytest.mark.slow
-async def test_slow_client_delays_nobody(client: Client) -> None:
+async def test_slow_client_delays_no_other_client(client: Client) -> None:
     """A socket that is not read follows a loud session, and another follows it live."""
     session = await client.create()
     stuck = await upgrade(client, "/ws")

@@ -457,7 +457,7 @@ def test_session_without_a_turn_can_be_loaded(start: Start) -> None:
     assert start().load_session(session).messages == []
 
 
-def test_new_session_remembers_nothing(agent: StdioAgent) -> None:
+def test_new_session_has_no_facts_of_earlier_sessions(agent: StdioAgent) -> None:
     session = agent.open_session()
     assert "first message" in agent.prompt(session, "what did I say?").text
     assert "not told me" in agent.prompt(session, "what is my name?").text
