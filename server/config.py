@@ -15,6 +15,7 @@ from pathlib import Path
 from types import MappingProxyType
 from typing import Any
 
+import msgspec
 from dotenv import dotenv_values
 
 from .hosts import HostRule, host_rule
@@ -45,8 +46,7 @@ UNKNOWN = ""
 """The value of ``asks_in`` if the operator has not set it."""
 
 
-@dataclasses.dataclass(frozen=True, slots=True)
-class AgentCommand:
+class AgentCommand(msgspec.Struct, frozen=True):
     """The command of an agent.
 
     Attributes:
@@ -55,7 +55,7 @@ class AgentCommand:
     """
 
     argv: tuple[str, ...]
-    env: Mapping[str, str] = dataclasses.field(default_factory=dict)
+    env: Mapping[str, str] = msgspec.field(default_factory=dict)
     asks_in: str | None = UNKNOWN
 
 

@@ -7,9 +7,10 @@ that as well: otherwise an app could reach services that trust the server's netw
 
 from __future__ import annotations
 
-import dataclasses
 import ipaddress
 from collections.abc import Sequence
+
+import msgspec
 
 from .origins import Address, Network, address_of, host_of, is_loopback, network_of, without_port
 
@@ -17,8 +18,7 @@ _TRANSLATED = (ipaddress.ip_network("64:ff9b::/96"), ipaddress.ip_network("64:ff
 """NAT64: an IPv4 address, perhaps a private one, in an IPv6 address that looks public."""
 
 
-@dataclasses.dataclass(frozen=True, slots=True)
-class HostRule:
+class HostRule(msgspec.Struct, frozen=True):
     """A host that the operator has named.
 
     Attributes:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import dataclasses
 from collections.abc import Awaitable, Callable, Coroutine, Mapping
 from functools import partial
 from typing import Any, Literal
@@ -24,8 +23,7 @@ from .session_options import ignored, merged_options, options_in, options_of
 from .subscription import SessionSubscription
 
 
-@dataclasses.dataclass(slots=True)
-class AcpClient:
+class AcpClient(msgspec.Struct):
     """The client of one connection, as it has introduced itself.
 
     Attributes:
@@ -117,7 +115,7 @@ class CreationMethods:
         inherited = inherited_request(source, chosen.agent)
         options = merged_options(inherited.options, options_in(raw))
         is_elsewhere = fork.cwd not in (source.row.cwd, source.row.client_cwd)
-        return dataclasses.replace(
+        return msgspec.structs.replace(
             inherited,
             model=chosen.model or inherited.model,
             permission=chosen.permission or inherited.permission,

@@ -5,7 +5,6 @@ Request ids are kept as the client wrote them, so that responses repeat them exa
 
 from __future__ import annotations
 
-import dataclasses
 from typing import Any
 
 import msgspec
@@ -49,8 +48,7 @@ class JsonRpcError(Exception):
         return cls(error.code.rpc_code, error.message, data=data)
 
 
-@dataclasses.dataclass(frozen=True, slots=True)
-class Request:
+class Request(msgspec.Struct, frozen=True):
     """A request of the client.
 
     Attributes:
@@ -64,14 +62,12 @@ class Request:
     params: Any
 
 
-@dataclasses.dataclass(frozen=True, slots=True)
-class Notification:
+class Notification(msgspec.Struct, frozen=True):
     method: str
     params: Any
 
 
-@dataclasses.dataclass(frozen=True, slots=True)
-class Response:
+class Response(msgspec.Struct, frozen=True):
     """The client's response to a request of the server; ``result`` is None for an error."""
 
     id: Any

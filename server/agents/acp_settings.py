@@ -6,10 +6,11 @@ agent's values are untrusted, so the type of each is checked. Nothing here does 
 
 from __future__ import annotations
 
-import dataclasses
 from collections.abc import Iterator, Mapping
 from types import MappingProxyType
 from typing import Any
+
+import msgspec
 
 from ..validation import OptionValue
 from .agent_settings import AgentSettings, is_shortened
@@ -25,8 +26,7 @@ STARTING_METHODS = SESSION_METHODS | {"initialize"}
 """The requests with which acpx begins to use an agent."""
 
 
-@dataclasses.dataclass(frozen=True, slots=True)
-class Step:
+class Step(msgspec.Struct, frozen=True):
     """One request that sets one setting.
 
     Attributes:
@@ -38,7 +38,7 @@ class Step:
     setting: str
     value: OptionValue
     method: str | None = None
-    params: Mapping[str, Any] = dataclasses.field(default_factory=dict)
+    params: Mapping[str, Any] = msgspec.field(default_factory=dict)
 
     @property
     def key(self) -> tuple[str, OptionValue]:
@@ -259,7 +259,7 @@ def with_session_result(reported: AgentSettings, result: Mapping[str, Any]) -> A
 
     A setting that is not in the response becomes unknown, because a former process reported it.
     """
-    return dataclasses.replace(
+    return msgspec.structs.replace(
         reported,
         modes=result.get("modes") or None,
         models=result.get("models") or None,
@@ -280,10 +280,10 @@ def with_result(
     """
     if method == SET_MODE:
         base = reported if isinstance(reported.modes, dict) else former
-        return with_mode(dataclasses.replace(reported, modes=base.modes), params.get("modeId"))
+        return with_mode(msgspec.structs.replace(reported, modes=base.modes), params.get("modeId"))
     if method == SET_MODEL:
         models = reported.models if isinstance(reported.models, dict) else former.models
-        return with_model(dataclasses.replace(reported, models=models), params.get("modelId"))
+        return with_model(msgspec.structs.replace(reported, models=models), params.get("modelId"))
     if result.get("configOptions"):
         return with_options(reported, result["configOptions"])
     options = reported.config_options or former.config_options
@@ -302,13 +302,13 @@ def with_update(
     """Return *reported* after a ``session/update`` of that *kind*; the same object if unchanged."""
     match kind:
         case "available_commands_update":
-            return dataclasses.replace(reported, commands=update.get("availableCommands"))
+            return msgspec.structs.replace(reported, commands=update.get("availableCommands"))
         case "config_option_update":
             return with_options(reported, update.get("configOptions"))
         case "current_mode_update":
             modes = reported.modes if isinstance(reported.modes, dict) else former.modes
             return with_mode(
-                dataclasses.replace(reported, modes=modes), update.get("currentModeId")
+                msgspec.structs.replace(reported, modes=modes), update.get("currentModeId")
             )
     return reported
 
@@ -320,7 +320,7 @@ def with_mode(reported: AgentSettings, mode: Any) -> AgentSettings:
         modes = {**modes, "currentModeId": mode}
     if (option := option_of(reported, "mode")) is not None:
         options = _with_value(options, option["id"], mode)
-    return dataclasses.replace(reported, modes=modes, config_options=options)
+    return msgspec.structs.replace(reported, modes=modes, config_options=options)
 
 
 def with_model(reported: AgentSettings, model: Any) -> AgentSettings:
@@ -330,7 +330,7 @@ def with_model(reported: AgentSettings, model: Any) -> AgentSettings:
         models = {**models, "currentModelId": model}
     if (option := option_of(reported, "model")) is not None:
         options = _with_value(options, option["id"], model)
-    return dataclasses.replace(reported, models=models, config_options=options)
+    return msgspec.structs.replace(reported, models=models, config_options=options)
 
 
 def with_options(reported: AgentSettings, options: Any) -> AgentSettings:
@@ -338,15 +338,15 @@ def with_options(reported: AgentSettings, options: Any) -> AgentSettings:
 
     One for the mode also sets the mode, and one for the model the model.
     """
-    reported = dataclasses.replace(reported, config_options=options)
+    reported = msgspec.structs.replace(reported, config_options=options)
     model = option_of(reported, "model")
     if model is not None and isinstance(reported.models, dict):
         models = {**reported.models, "currentModelId": model.get("currentValue")}
-        reported = dataclasses.replace(reported, models=models)
+        reported = msgspec.structs.replace(reported, models=models)
     mode = option_of(reported, "mode")
     if mode is not None and isinstance(reported.modes, dict):
         modes = {**reported.modes, "currentModeId": mode.get("currentValue")}
-        reported = dataclasses.replace(reported, modes=modes)
+        reported = msgspec.structs.replace(reported, modes=modes)
     return reported
 
 

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-import dataclasses
 from collections.abc import Mapping
 from typing import Any
+
+import msgspec
 
 from ..codec import dumps
 
@@ -90,8 +91,7 @@ def bounded_options(options: Any, limit: int = REPORT_BYTES) -> Any:
 REPORTED = ("modes", "models", "config_options", "commands", "steering")
 
 
-@dataclasses.dataclass(frozen=True, slots=True)
-class AgentSettings:
+class AgentSettings(msgspec.Struct, frozen=True):
     """The settings and abilities that an agent reported last, in ACP's shapes.
 
     A field is None if the agent has not reported it.
@@ -109,15 +109,15 @@ class AgentSettings:
     steering: Any = None
 
     def __post_init__(self) -> None:
-        for field in dataclasses.fields(self):
-            value = getattr(self, field.name)
-            if field.name in CHOICES:
-                value = bounded_offer(value, CHOICES[field.name])
-            elif field.name == "config_options":
+        for name in self.__struct_fields__:
+            value = getattr(self, name)
+            if name in CHOICES:
+                value = bounded_offer(value, CHOICES[name])
+            elif name == "config_options":
                 value = bounded_options(value)
             else:
                 value = bounded(value)
-            object.__setattr__(self, field.name, value)
+            msgspec.structs.force_setattr(self, name, value)
 
     @classmethod
     def from_dict(cls, stored: Mapping[str, Any]) -> AgentSettings:

@@ -7,10 +7,11 @@ that the log keeps that order.
 
 from __future__ import annotations
 
-import dataclasses
 import enum
 from collections.abc import Callable, Mapping
 from typing import Any, Literal, Protocol
+
+import msgspec
 
 from ..errors import Error, ErrorCode
 from ..sandbox.sandbox import Sandbox
@@ -35,8 +36,7 @@ def no_environ(_: str) -> Mapping[str, str]:
     return {}
 
 
-@dataclasses.dataclass(frozen=True, slots=True)
-class AgentInfo:
+class AgentInfo(msgspec.Struct, frozen=True):
     """An agent that clients can choose by name.
 
     Attributes:
@@ -48,8 +48,7 @@ class AgentInfo:
     install: str | None = None
 
 
-@dataclasses.dataclass(frozen=True, slots=True)
-class AgentSpec:
+class AgentSpec(msgspec.Struct, frozen=True):
     """The agent that a session needs.
 
     Attributes:
@@ -89,8 +88,7 @@ class AgentSpec:
         return self.parameters.environ  # of the session
 
 
-@dataclasses.dataclass(frozen=True, slots=True)
-class Wanted:
+class Wanted(msgspec.Struct, frozen=True):
     """The settings in which the agent must be before a prompt reaches it; None: any.
 
     Attributes:
@@ -100,7 +98,7 @@ class Wanted:
 
     model: str | None = None
     mode: str | None = None
-    config_options: Mapping[str, OptionValue] = dataclasses.field(default_factory=dict)
+    config_options: Mapping[str, OptionValue] = msgspec.field(default_factory=dict)
     mode_is_optional: bool = False
     model_may_be_unlisted: bool = False
 
@@ -175,8 +173,7 @@ URGENT_GRACE_SECS = 1.0
 """The seconds that it has if another session waits, which a stuck agent must not delay."""
 
 
-@dataclasses.dataclass(slots=True)
-class AgentTimeouts:
+class AgentTimeouts(msgspec.Struct):
     """The times that the agents of a backend have, in seconds.
 
     Attributes:

@@ -7,10 +7,11 @@ errors and the output of agents that did not start are classified, never the tex
 
 from __future__ import annotations
 
-import dataclasses
 import re
 from collections.abc import Mapping
 from typing import Any, Final
+
+import msgspec
 
 from ..codec import parse_message
 from ..errors import Error, ErrorCode
@@ -125,13 +126,12 @@ _STATUS_WORDS = re.compile(
 )
 
 
-@dataclasses.dataclass(slots=True)
-class _Evidence:
+class _Evidence(msgspec.Struct):
     """The HTTP statuses, one-word kinds and texts that an error contains at any depth."""
 
-    statuses: set[int] = dataclasses.field(default_factory=set)
-    kinds: set[str] = dataclasses.field(default_factory=set)
-    texts: list[str] = dataclasses.field(default_factory=list)
+    statuses: set[int] = msgspec.field(default_factory=set)
+    kinds: set[str] = msgspec.field(default_factory=set)
+    texts: list[str] = msgspec.field(default_factory=list)
     values: int = 0
 
     def collect(self, value: Any, key: str = "", depth: int = 0) -> None:

@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-import dataclasses
 from typing import Protocol
 
+import msgspec
 
-@dataclasses.dataclass(frozen=True, slots=True)
-class MessageLimits:
+
+class MessageLimits(msgspec.Struct, frozen=True):
     """Limits on what agents write, in bytes and seconds.
 
     Attributes:

@@ -6,17 +6,17 @@ another command for it. An entry there may override ``asks_in``.
 
 from __future__ import annotations
 
-import dataclasses
 import json
 from collections.abc import Mapping
+
+import msgspec
 
 from ..config import UNKNOWN, AgentCommand
 
 APPROVE_ALL = "approve-all"
 
 
-@dataclasses.dataclass(frozen=True, slots=True)
-class AgentTraits:
+class AgentTraits(msgspec.Struct, frozen=True):
     """The known behaviour of an agent.
 
     Attributes:
@@ -33,7 +33,7 @@ class AgentTraits:
 
     asks_in: str | None = UNKNOWN
     also_asks_in: frozenset[str] = frozenset()
-    asks_by: Mapping[str, Mapping[str, str]] = dataclasses.field(default_factory=dict)
+    asks_by: Mapping[str, Mapping[str, str]] = msgspec.field(default_factory=dict)
     takes_system: bool = False
     takes_any_model: bool = False
     takes_claude_options: bool = False
@@ -89,7 +89,9 @@ def traits_of(name: str, commands: Mapping[str, AgentCommand]) -> AgentTraits:
     command = commands.get(name)
     if command is None or command.asks_in == UNKNOWN:
         return known
-    return dataclasses.replace(known, asks_in=command.asks_in, also_asks_in=frozenset(), asks_by={})
+    return msgspec.structs.replace(
+        known, asks_in=command.asks_in, also_asks_in=frozenset(), asks_by={}
+    )
 
 
 def asking_environ(

@@ -6,10 +6,11 @@ The editor gets each request once, with an id of the bridge.
 
 from __future__ import annotations
 
-import dataclasses
 import itertools
 from collections import OrderedDict
 from typing import Any
+
+import msgspec
 
 from ..codec import dumps
 from . import rpc
@@ -18,8 +19,7 @@ MAX_ANSWERED = 100
 """Answered requests that are remembered, in case the server has not received the answer."""
 
 
-@dataclasses.dataclass(slots=True)
-class AgentRequest:
+class AgentRequest(msgspec.Struct):
     """A request that the editor has got.
 
     Attributes:

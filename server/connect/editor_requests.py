@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-import dataclasses
 from collections.abc import Callable, Iterator, Mapping
 from typing import Any
+
+import msgspec
 
 from . import rpc
 
@@ -26,8 +27,7 @@ DEFAULT_PARAMS = {"cwd": "/", "mcpServers": []}
 NOT_KEPT = frozenset({"_meta", "prompt"})
 
 
-@dataclasses.dataclass(slots=True)
-class SentRequest:
+class SentRequest(msgspec.Struct):
     """A request without a response.
 
     Attributes:
@@ -54,8 +54,7 @@ class SentRequest:
     on_response: Callable[[rpc.RpcMessage], None] | None = None
 
 
-@dataclasses.dataclass(slots=True)
-class OpenSession:
+class OpenSession(msgspec.Struct):
     """A session that the editor has opened.
 
     Attributes:

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import argparse
-import dataclasses
 import os
 import stat
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from urllib.parse import parse_qsl, urlencode, urlsplit, urlunsplit
+
+import msgspec
 
 from .. import COMMAND
 from .failure import ConnectError, ExitStatus
@@ -23,8 +24,7 @@ SESSION_OPTIONS = ("agent", "model", "mode", "permission")
 SCHEMES = {"http": "ws", "https": "wss", "ws": "ws", "wss": "wss"}
 
 
-@dataclasses.dataclass(frozen=True, slots=True)
-class Target:
+class Target(msgspec.Struct, frozen=True):
     """The server, the credential and the session to use.
 
     Attributes:

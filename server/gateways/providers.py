@@ -7,6 +7,8 @@ import re
 from collections.abc import Iterable, Mapping
 from urllib.parse import urlsplit
 
+import msgspec
+
 MODEL_NAME = r"[A-Za-z0-9._@:/-]{1,256}"
 """The name of a model in a path. It cannot leave the endpoint: ``..`` is refused before."""
 OAUTH_BETA = "oauth-2025-04-20"
@@ -27,8 +29,7 @@ class Secret:
     beta: str | None = None
 
 
-@dataclasses.dataclass(frozen=True, slots=True)
-class KeyVariable:
+class KeyVariable(msgspec.Struct, frozen=True):
     """A variable with a key.
 
     Attributes:
@@ -44,8 +45,7 @@ class KeyVariable:
         return Secret(self.header, text, self.beta)
 
 
-@dataclasses.dataclass(frozen=True, slots=True)
-class Provider:
+class Provider(msgspec.Struct, frozen=True):
     """The API of one provider.
 
     Attributes:

@@ -20,6 +20,8 @@ from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
+import msgspec
+
 from ..sandbox.logins import has_only_api_key
 from ..sandbox.policy import SandboxSpec
 from .providers import ANTHROPIC, OPENAI, PROVIDERS, Provider, Upstream, is_set, upstream_of
@@ -51,8 +53,7 @@ class SessionKey:
     upstreams: dict[str, Upstream] = dataclasses.field(default_factory=dict)
 
 
-@dataclasses.dataclass(frozen=True, slots=True)
-class Holder:
+class Holder(msgspec.Struct, frozen=True):
     """The session or run that a token belongs to.
 
     Attributes:

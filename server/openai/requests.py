@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
 import re
 from typing import Annotated, Any, Literal
 
@@ -42,8 +41,7 @@ class ChatRequest(msgspec.Struct, frozen=True):
     metadata: dict[str, Any] | None = None
 
 
-@dataclasses.dataclass(frozen=True, slots=True)
-class ChatPrompt:
+class ChatPrompt(msgspec.Struct, frozen=True):
     """A request's messages as an agent receives them.
 
     Attributes:

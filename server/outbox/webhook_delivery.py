@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import asyncio
-import dataclasses
 import random
 import time
+
+import msgspec
 
 from ..codec import dumps
 from ..config import Settings
@@ -19,8 +20,7 @@ BURST = 10
 _jitter = random.SystemRandom()
 
 
-@dataclasses.dataclass(frozen=True, slots=True)
-class WebhookLimits:
+class WebhookLimits(msgspec.Struct, frozen=True):
     """The limits of webhooks: see the settings.
 
     Attributes:

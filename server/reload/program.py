@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-import dataclasses
 import os
 import signal
 import sys
 from collections.abc import Mapping, Sequence
 from typing import NoReturn
+
+import msgspec
 
 from ..codec import dumps
 from .state import STATE_VARIABLE, Passed
@@ -25,8 +26,7 @@ class ReloadError(Exception):
     """The server did not become its next version, and continues. The message is the reason."""
 
 
-@dataclasses.dataclass(frozen=True, slots=True)
-class StartedProgram:
+class StartedProgram(msgspec.Struct, frozen=True):
     """The command and the environment with which this process was started.
 
     Attributes:

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-import dataclasses
 import json
 import re
 from collections.abc import Callable, Mapping
 from typing import Any
+
+import msgspec
 
 from ..agents.failures import login_required
 from ..agents.program_output import last_output, redact
@@ -38,8 +39,7 @@ _PERMANENT_ERROR = re.compile(
 _BAD_ARGUMENT = re.compile(r"^error: (?:unknown|invalid|option|missing)", re.MULTILINE)
 
 
-@dataclasses.dataclass(frozen=True, slots=True)
-class Output:
+class Output(msgspec.Struct, frozen=True):
     """The output of a program that has ended.
 
     Attributes:

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-import dataclasses
 from collections.abc import Callable
+
+import msgspec
 
 from ..codec import dumps
 from ..errors import ErrorCode
@@ -22,8 +23,7 @@ KEPT_SECS = 3600
 """The time for which a response is stored after the end of its run."""
 
 
-@dataclasses.dataclass(frozen=True, slots=True)
-class StoredResponse:
+class StoredResponse(msgspec.Struct, frozen=True):
     """The response of a run.
 
     Attributes:

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import asyncio
-import dataclasses
 import logging
 import re
 import uuid
 from collections.abc import Awaitable, Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, BinaryIO, Literal
+
+import msgspec
 
 from .. import safe_files
 from ..agents.usage import Usage
@@ -48,8 +49,7 @@ _FENCE_CLOSES = {
 _LAST_LINE_END = re.compile(r"(?:\r\n|\r|\n)\Z")
 
 
-@dataclasses.dataclass(frozen=True, slots=True)
-class RunRequest:
+class RunRequest(msgspec.Struct, frozen=True):
     """The parameters of a run.
 
     Attributes:
@@ -74,8 +74,7 @@ class RunRequest:
     on_update: Callable[[bytes], None] | None = None
 
 
-@dataclasses.dataclass(frozen=True, slots=True)
-class RunResult:
+class RunResult(msgspec.Struct, frozen=True):
     """The result of a successful run.
 
     Attributes:

@@ -8,7 +8,6 @@ disconnects and the server's stop can end it earlier. A run leaves only its row 
 from __future__ import annotations
 
 import asyncio
-import dataclasses
 import functools
 import logging
 import time
@@ -198,7 +197,7 @@ class Runner:
             finally:
                 if (tracer := self.tracer) is not None:
                     self._trace_end(tracer, run, agent, time.monotonic() - started_at, failure)
-            result = dataclasses.replace(result, duration_ms=_ms_since(started_at))
+            result = msgspec.structs.replace(result, duration_ms=_ms_since(started_at))
             await self._store_end(
                 run,
                 result.duration_ms,
@@ -218,7 +217,7 @@ class Runner:
         try:
             await asyncio.to_thread(folders.create, run.id)
             files = await asyncio.to_thread(folders.add_files, run.id, run.request.files)
-            run.request = dataclasses.replace(run.request, files=files)
+            run.request = msgspec.structs.replace(run.request, files=files)
             return await execute()
         except OSError as error:
             logger.error("run %s: its sandbox cannot be made: %s", run.id, error)

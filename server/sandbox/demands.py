@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import copy
-import dataclasses
 import threading
 from collections.abc import Callable, Mapping
 from typing import TYPE_CHECKING, Annotated, Any, Literal
@@ -141,7 +140,7 @@ def _variant(base: Sandbox, mechanism: Mechanism, network: NetworkPolicy) -> San
     for name in ("_reads", "_masks", "_seccomp"):
         made.__dict__.pop(name, None)  # they depend on the level
     made.mechanism = mechanism
-    made.policy = dataclasses.replace(base.policy, network=network)
+    made.policy = msgspec.structs.replace(base.policy, network=network)
     made.network = NetworkAccess(network, mechanism.level, base.network.gateways)
     return made
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
 import json
 import logging
 import os
@@ -13,6 +12,8 @@ import tempfile
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Literal
+
+import msgspec
 
 from ..config import SettingError
 from . import restrict
@@ -33,8 +34,7 @@ BWRAP_OPTIONS = (
 )
 
 
-@dataclasses.dataclass(frozen=True, slots=True)
-class Mechanism:
+class Mechanism(msgspec.Struct, frozen=True):
     """The sandbox that this machine and the setting result in.
 
     Attributes:
@@ -49,7 +49,7 @@ class Mechanism:
     is_chosen: bool
     abi: int
     program: str | None = None
-    reasons: Mapping[str, str] = dataclasses.field(default_factory=dict)
+    reasons: Mapping[str, str] = msgspec.field(default_factory=dict)
 
     @property
     def unix_sockets(self) -> bool:

@@ -8,13 +8,14 @@ the words of the program that it concerned.
 from __future__ import annotations
 
 import contextlib
-import dataclasses
 import os
 import re
 from collections import defaultdict
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Literal
+
+import msgspec
 
 from .disk_usage import size_text
 from .policy import SandboxLimits
@@ -35,8 +36,7 @@ WORDS: Mapping[LimitKind, re.Pattern[bytes]] = {
 """The words that programs write to stderr if a limit refuses them something."""
 
 
-@dataclasses.dataclass(slots=True)
-class ProcessUse:
+class ProcessUse(msgspec.Struct):
     """The use of the processes of one session.
 
     Attributes:

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-import dataclasses
 from collections.abc import Mapping
 from typing import Any
+
+import msgspec
 
 from .levels import Level
 from .policy import NetworkPolicy, OpenTunnel, SandboxSpec
@@ -12,8 +13,7 @@ from .policy import NetworkPolicy, OpenTunnel, SandboxSpec
 WEB_PORTS = (80, 443)
 
 
-@dataclasses.dataclass(slots=True)
-class GatewayAddresses:
+class GatewayAddresses(msgspec.Struct):
     """The gateways of the server, once they listen on loopback.
 
     Attributes:

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
-import dataclasses
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Literal, Protocol
+
+import msgspec
 
 NetworkPolicy = Literal["all", "web", "proxy", "none"]
 """The addresses that sandboxed programs may connect to."""
@@ -61,8 +62,7 @@ ReplaceKeys = Callable[[SandboxSpec, Mapping[str, str], Mapping[str, str]], Repl
 """Replaces the keys in the environment of a program: those of the operator and of the client."""
 
 
-@dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
-class SandboxLimits:
+class SandboxLimits(msgspec.Struct, frozen=True, kw_only=True):
     """Limits of sandboxed programs; 0 for none.
 
     Attributes:
@@ -80,8 +80,7 @@ class SandboxLimits:
     disk_bytes: int = 0
 
 
-@dataclasses.dataclass(frozen=True, slots=True)
-class Tunnel:
+class Tunnel(msgspec.Struct, frozen=True):
     """The way to the gateways for a program that has a network of its own.
 
     Attributes:
@@ -93,8 +92,7 @@ class Tunnel:
     secret: str
 
 
-@dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
-class SandboxPolicy:
+class SandboxPolicy(msgspec.Struct, frozen=True, kw_only=True):
     """The operator's permissions for sandboxed programs, in addition to what they need.
 
     Attributes:

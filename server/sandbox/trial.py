@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import contextlib
 import ctypes
-import dataclasses
 import json
 import os
 import secrets
@@ -16,6 +15,8 @@ from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+import msgspec
+
 from ..data_dir import DataDir
 from . import attempts
 from .levels import RESTRICT, Mechanism
@@ -26,8 +27,7 @@ SLEEPER = "import time; print(flush=True); time.sleep(600)"
 IPC_CREAT, IPC_RMID = 0o1000, 0
 
 
-@dataclasses.dataclass(frozen=True, slots=True)
-class TrialSpec:
+class TrialSpec(msgspec.Struct, frozen=True):
     """The session that an attempt is made from; see :class:`SandboxSpec`."""
 
     key: str
@@ -36,7 +36,7 @@ class TrialSpec:
     owner: str = ""
     directories: tuple[str, ...] = ()
     repository: str | None = None
-    client_environ: Mapping[str, str] = dataclasses.field(default_factory=dict)
+    client_environ: Mapping[str, str] = msgspec.field(default_factory=dict)
 
 
 def try_escapes(

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-import dataclasses
 from collections.abc import Iterable
 from typing import Any
+
+import msgspec
 
 from ..codec import parse_message
 
@@ -16,8 +17,7 @@ _CHUNK = b'"agent_message_chunk"'
 _TOOL_CALL = b'"tool_call"'
 
 
-@dataclasses.dataclass(slots=True)
-class Document:
+class Document(msgspec.Struct):
     """A prompt or a message.
 
     Attributes:

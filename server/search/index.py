@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-import dataclasses
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
+
+import msgspec
 
 from ..errors import DatabaseError, Error, ErrorCode
 from ..storage.database import Database
@@ -40,8 +41,7 @@ INDEX_MIGRATIONS = (
 )
 
 
-@dataclasses.dataclass(slots=True)
-class Hit:
+class Hit(msgspec.Struct):
     """A text that matches a query."""
 
     session_id: str
@@ -50,8 +50,7 @@ class Hit:
     snippet: str
 
 
-@dataclasses.dataclass(slots=True)
-class Indexed:
+class Indexed(msgspec.Struct):
     """The position up to which a session is indexed."""
 
     session_id: str

@@ -6,10 +6,11 @@ stores is in the same commit.
 
 from __future__ import annotations
 
-import dataclasses
 import logging
 from collections.abc import Callable, Mapping
 from typing import Any, Literal, Protocol, get_args
+
+import msgspec
 
 from ..storage.schema import SessionRow
 
@@ -25,8 +26,7 @@ AlertKind = Literal[
 ALERT_KINDS: tuple[AlertKind, ...] = get_args(AlertKind)
 
 
-@dataclasses.dataclass(frozen=True, slots=True)
-class Alert:
+class Alert(msgspec.Struct, frozen=True):
     """An event that an app may want to know at once.
 
     Attributes:

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-import dataclasses
 import operator
 from collections.abc import Callable
+
+import msgspec
 
 from ..accounts.accounts import Accounts
 from ..agents.base import Backend
@@ -24,8 +25,7 @@ from .event_log import EventLogs
 from .quotas import SessionQuotas
 
 
-@dataclasses.dataclass(slots=True)
-class SessionContext:
+class SessionContext(msgspec.Struct):
     """The services of the server that every session uses.
 
     Attributes:

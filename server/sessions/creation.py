@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import dataclasses
 import logging
 import uuid
 from collections.abc import Callable, Mapping
@@ -47,8 +46,7 @@ if TYPE_CHECKING:
 logger = logging.getLogger(__name__)
 
 
-@dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
-class SessionRequest:
+class SessionRequest(msgspec.Struct, frozen=True, kw_only=True):
     """A client's request for a new session.
 
     Attributes:
@@ -65,18 +63,17 @@ class SessionRequest:
     agent: str | None = None
     model: str | None = None
     system: str | None = None
-    meta: Mapping[str, Any] = dataclasses.field(default_factory=dict)
+    meta: Mapping[str, Any] = msgspec.field(default_factory=dict)
     permission: str = "approve-all"
     cwd: str | None = None
     mode: str | None = None
-    config_options: Mapping[str, OptionValue] = dataclasses.field(default_factory=dict)
+    config_options: Mapping[str, OptionValue] = msgspec.field(default_factory=dict)
     client_cwd: str | None = None
     options: SessionOptions = NO_OPTIONS
     lifetime: Lifetime = Lifetime()
 
 
-@dataclasses.dataclass(slots=True)
-class SessionDraft:
+class SessionDraft(msgspec.Struct):
     """A request that has been checked.
 
     Attributes:
@@ -95,7 +92,7 @@ class SessionDraft:
     id: str = ""
     prewarmed: PrewarmedAgent | None = None
     is_noted: bool = False
-    place: str = dataclasses.field(default_factory=lambda: uuid.uuid4().hex)
+    place: str = msgspec.field(default_factory=lambda: uuid.uuid4().hex)
 
 
 class SessionCreator:
@@ -153,7 +150,7 @@ class SessionCreator:
         check_for_agent(request.options, self._backend, agent)
         folder, request = await self._choose_folder(request)
         directories = await self._workspaces.check_directories(request.options)
-        request = dataclasses.replace(request, options=directories)
+        request = msgspec.structs.replace(request, options=directories)
         return SessionDraft(request, agent, meta, folder)
 
     async def _choose_folder(self, request: SessionRequest) -> tuple[Path | None, SessionRequest]:
@@ -170,7 +167,7 @@ class SessionCreator:
             raise bad_request("workspace.git.branch: it needs a worktree")
         git = msgspec.structs.replace(git, repository=str(found))
         options = msgspec.structs.replace(request.options, workspace=WorkspaceChoice(git=git))
-        request = dataclasses.replace(request, options=options)
+        request = msgspec.structs.replace(request, options=options)
         return None if git.worktree else found, request
 
     def _check_backend(self, request: SessionRequest) -> None:

@@ -7,6 +7,8 @@ import re
 import time
 from typing import Any
 
+import msgspec
+
 from ..codec import MAX_NESTING, dumps, has_too_many_values, loads_bounded, parse_message
 from ..errors import Error, ErrorCode, bad_request
 from ..storage import statements
@@ -22,8 +24,7 @@ _OWN_EVENT = re.compile(
 )
 
 
-@dataclasses.dataclass(slots=True)
-class ImportedLog:
+class ImportedLog(msgspec.Struct):
     """A checked log, with which a new session begins.
 
     Attributes:
@@ -34,8 +35,8 @@ class ImportedLog:
     """
 
     header: dict[str, Any]
-    lines: list[bytes] = dataclasses.field(default_factory=list)
-    turns: dict[int, TurnRow] = dataclasses.field(default_factory=dict)
+    lines: list[bytes] = msgspec.field(default_factory=list)
+    turns: dict[int, TurnRow] = msgspec.field(default_factory=dict)
     last_ts: int = 0
 
     copy_files = None

@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-import dataclasses
 import math
 from typing import Any
 
+import msgspec
 from msgspec import UNSET
 
 from ..config import Settings
@@ -15,8 +15,7 @@ NEVER = math.inf
 """Stored for a time that a client has set to null."""
 
 
-@dataclasses.dataclass(frozen=True, slots=True)
-class Lifetime:
+class Lifetime(msgspec.Struct, frozen=True):
     """The two times that a client may choose for a session, in seconds.
 
     Attributes:

@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import asyncio
-import dataclasses
 from collections.abc import AsyncIterator, Sequence
 from typing import TYPE_CHECKING
+
+import msgspec
 
 from ..errors import Error
 from ..storage.schema import SessionRow
@@ -20,8 +21,7 @@ LIST_PAGE = 50
 OPEN = frozenset({"idle", "running"})
 
 
-@dataclasses.dataclass(frozen=True, slots=True)
-class SessionFilter:
+class SessionFilter(msgspec.Struct, frozen=True):
     """The sessions that a list contains.
 
     Attributes:

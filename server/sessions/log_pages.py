@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 import asyncio
-import dataclasses
 from collections import OrderedDict
+
+import msgspec
 
 from ..storage.queries import Queries
 
 
-@dataclasses.dataclass(frozen=True, slots=True)
-class LogLimits:
+class LogLimits(msgspec.Struct, frozen=True):
     """Sizes of the logs' rows, pages and rings, in bytes if not said otherwise.
 
     Attributes:

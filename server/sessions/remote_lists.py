@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-import dataclasses
 import logging
 from collections.abc import AsyncIterator, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
+
+import msgspec
 
 from ..cluster.channels import ChannelLostError, NodeChannel
 from ..cluster.node import ClusterNode
@@ -30,8 +31,7 @@ ANSWER_SECS = 2.0
 ROUND_SECS = 0.2
 
 
-@dataclasses.dataclass(frozen=True, slots=True, eq=False)
-class ListedSession:
+class ListedSession(msgspec.Struct, frozen=True, eq=False):
     """The state of a session that another node runs.
 
     Attributes:

@@ -16,22 +16,19 @@ from ..errors import Error
 from ..validation import OptionValue
 
 
-@dataclasses.dataclass(frozen=True, slots=True)
-class SetMode:
+class SetMode(msgspec.Struct, frozen=True):
     """A request for another mode of the agent."""
 
     mode: str
 
 
-@dataclasses.dataclass(frozen=True, slots=True)
-class SetModel:
+class SetModel(msgspec.Struct, frozen=True):
     """A request for another model."""
 
     model: str
 
 
-@dataclasses.dataclass(frozen=True, slots=True)
-class SetConfigOption:
+class SetConfigOption(msgspec.Struct, frozen=True):
     """A request for another value of one of the agent's own options."""
 
     key: str

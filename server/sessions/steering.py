@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-import dataclasses
 import functools
 import logging
 import uuid
@@ -51,8 +50,7 @@ class NotSteeredError(Exception):
     """The prompt was not added to a running turn, and must not become an ordinary one."""
 
 
-@dataclasses.dataclass(slots=True)
-class SteerRequest:
+class SteerRequest(msgspec.Struct):
     """The request to add a prompt to the running turn.
 
     Attributes:
@@ -62,7 +60,7 @@ class SteerRequest:
     """
 
     or_queue: bool = True
-    placed: asyncio.Event = dataclasses.field(default_factory=asyncio.Event)
+    placed: asyncio.Event = msgspec.field(default_factory=asyncio.Event)
 
 
 class SteeredPrompt:

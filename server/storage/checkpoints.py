@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-import dataclasses
 import logging
 import time
+
+import msgspec
 
 from ..errors import DatabaseError
 from .database import Database
@@ -14,8 +15,7 @@ from .database import Database
 logger = logging.getLogger(__name__)
 
 
-@dataclasses.dataclass(frozen=True, slots=True)
-class CheckpointPolicy:
+class CheckpointPolicy(msgspec.Struct, frozen=True):
     """The conditions for a checkpoint. A commit at the same time may wait for the disk.
 
     Attributes:

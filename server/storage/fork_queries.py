@@ -2,15 +2,14 @@
 
 from __future__ import annotations
 
-import dataclasses
+import msgspec
 
 from .database import Database
 from .schema import LogRow
 from .segments import without_tail
 
 
-@dataclasses.dataclass(frozen=True, slots=True)
-class TurnSpan:
+class TurnSpan(msgspec.Struct, frozen=True):
     """The place of a turn in the log; None for a turn that has not started, or not ended."""
 
     turn_index: int

@@ -7,11 +7,12 @@ sessions, statements, and commits that a caller waits for. So they share the cos
 from __future__ import annotations
 
 import asyncio
-import dataclasses
 import logging
 import time
 from collections.abc import Iterable, Sequence
 from typing import NamedTuple, Protocol
+
+import msgspec
 
 from ..errors import DatabaseError, Error, not_stored
 from ..metrics import Metrics
@@ -27,8 +28,7 @@ logger = logging.getLogger(__name__)
 FINAL_FLUSH_SECS = 5.0
 
 
-@dataclasses.dataclass(frozen=True, slots=True)
-class WriterLimits:
+class WriterLimits(msgspec.Struct, frozen=True):
     """The writer's limits for a database that is slow or takes no writes.
 
     Attributes:
@@ -73,7 +73,7 @@ class DatabaseWriter:
         metrics: Metrics,
         supervisor: Supervisor | None = None,
         *,
-        limits: WriterLimits = WriterLimits(),
+        limits: WriterLimits = WriterLimits(),  # noqa: B008 - immutable
         checkpoints: CheckpointPolicy = CheckpointPolicy(),  # noqa: B008 - immutable
     ) -> None:
         self.checkpointer = Checkpointer(database, checkpoints)

@@ -17,7 +17,6 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-import dataclasses
 import logging
 import os
 import socket
@@ -26,6 +25,7 @@ from collections.abc import AsyncIterator, Callable, Sequence
 from functools import partial
 from typing import Any
 
+import msgspec
 from aiohttp import hdrs, web
 from aiohttp.http_exceptions import HttpProcessingError
 
@@ -190,8 +190,7 @@ class Listener:
                     connection.abort()
 
 
-@dataclasses.dataclass(slots=True)
-class _ReadLimit:
+class _ReadLimit(msgspec.Struct):
     """The bytes that may still arrive on a connection. *reached* is done when more have arrived."""
 
     left: int

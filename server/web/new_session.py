@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
 from typing import Annotated, Any
 
 import msgspec
@@ -74,7 +73,7 @@ def fork_request(body: CreateSession, source: Session) -> SessionRequest:
     if body.cwd is not None:
         own = msgspec.structs.replace(own, workspace=None)
     kept = inherited.lifetime
-    return dataclasses.replace(
+    return msgspec.structs.replace(
         inherited,
         model=body.model or inherited.model,
         system=inherited.system if body.system is None else body.system,

@@ -8,11 +8,11 @@ message waits for the budget.
 from __future__ import annotations
 
 import asyncio
-import dataclasses
 import time
 from collections.abc import Callable
 from typing import Protocol, runtime_checkable
 
+import msgspec
 from aiohttp import web
 
 from ..errors import CloseCode
@@ -30,8 +30,7 @@ _MIN_HEADER_BYTES, _MAX_HEADER_BYTES = 2, 14
 _LENGTHS = {126: 2, 127: 8}
 
 
-@dataclasses.dataclass(slots=True)
-class IncomingLimits:
+class IncomingLimits(msgspec.Struct):
     """The limits of messages that are in memory and not handled.
 
     Attributes:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-import dataclasses
 import hashlib
 import os
 import secrets
@@ -14,6 +13,8 @@ import sys
 from collections.abc import Collection, Mapping, Sequence
 from pathlib import Path
 from typing import Any
+
+import msgspec
 
 from ... import installation, safe_files
 from ...codec import dumps, parse_message
@@ -64,8 +65,7 @@ class AcpxCommandError(Exception):
         return f"{super().__str__().strip()[:1500]} ({self.code})"
 
 
-@dataclasses.dataclass(frozen=True, slots=True)
-class Acpx:
+class Acpx(msgspec.Struct, frozen=True):
     """The installed acpx and the parameters of every command.
 
     Attributes:

@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-import dataclasses
 from collections.abc import AsyncIterator, Awaitable, Callable
 from typing import Any
+
+import msgspec
 
 from ...errors import Error, bad_request
 from .. import acp_settings
@@ -151,7 +152,9 @@ class CliSession:
 
     def initialized(self, result: dict[str, Any]) -> None:
         """Store the result of ``initialize``."""
-        self.settings = dataclasses.replace(self.settings, auth_methods=result.get("authMethods"))
+        self.settings = msgspec.structs.replace(
+            self.settings, auth_methods=result.get("authMethods")
+        )
         self._logins.note_methods(self._spec.agent, result)
 
     def opened(self, result: dict[str, Any]) -> None:

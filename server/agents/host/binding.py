@@ -2,16 +2,16 @@
 
 from __future__ import annotations
 
-import dataclasses
 from collections.abc import Mapping
 from typing import Any
+
+import msgspec
 
 from ..base import AgentObserver, AgentSpec
 from ..login_states import LoginStates
 
 
-@dataclasses.dataclass(slots=True)
-class Binding:
+class Binding(msgspec.Struct):
     """The session that an agent works for; a prewarmed agent is bound to another one later."""
 
     spec: AgentSpec

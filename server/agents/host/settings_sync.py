@@ -5,7 +5,6 @@ from __future__ import annotations
 import asyncio
 from collections import Counter
 from collections.abc import Mapping
-from dataclasses import asdict, replace
 from typing import Any
 
 import msgspec
@@ -77,9 +76,9 @@ class SettingsSync:
 
     def pack(self) -> SyncState:
         return SyncState(
-            reported=asdict(self.reported),
-            former=asdict(self._former),
-            initial=asdict(self._initial),
+            reported=msgspec.structs.asdict(self.reported),
+            former=msgspec.structs.asdict(self._former),
+            initial=msgspec.structs.asdict(self._initial),
             in_force=self._in_force,
             restored=[*self._restored],
             synonyms=[(*key, own) for key, own in self._synonyms.items()],
@@ -219,7 +218,7 @@ class SettingsSync:
         """The agent carried out ``initialize``, or a request of acpx that changes a setting."""
         self.results[method] = result
         if method == "initialize":
-            self.reported = replace(
+            self.reported = msgspec.structs.replace(
                 self.reported,
                 capabilities=result.get("agentCapabilities"),
                 auth_methods=result.get("authMethods"),

@@ -7,12 +7,13 @@ trip.
 
 from __future__ import annotations
 
-import dataclasses
 import functools
 import itertools
 import re
 from collections.abc import Iterable, Sequence
 from typing import Any
+
+import msgspec
 
 from .base import Statement
 
@@ -30,8 +31,7 @@ _NUL_ESCAPE = "\U0010ffff"
 """PostgreSQL's texts have no NUL. It is written as this character, which means nothing, and 0."""
 
 
-@dataclasses.dataclass(frozen=True, slots=True)
-class EngineStatement:
+class EngineStatement(msgspec.Struct, frozen=True):
     """One statement in PostgreSQL's form.
 
     Attributes:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import dataclasses
 from collections import deque
 from collections.abc import Callable
 from functools import partial
@@ -240,7 +239,7 @@ async def _run_as_job(
     is_stream = wants_stream(request) and not body.background
     updates = UpdateQueue()
     if is_stream:  # if the key is that of an earlier request, this one gets the result only
-        run_request = dataclasses.replace(run_request, on_update=updates.add)
+        run_request = msgspec.structs.replace(run_request, on_update=updates.add)
     begun = await context.jobs.begin(
         run_request.app_name, key, partial(context.runner.begin, run_request), render
     )
@@ -277,7 +276,9 @@ async def _stream_run(
 ) -> web.StreamResponse:
     """Send the updates of a run, and then its response."""
     updates = UpdateQueue()
-    run = context_of(request).runner.begin(dataclasses.replace(run_request, on_update=updates.add))
+    run = context_of(request).runner.begin(
+        msgspec.structs.replace(run_request, on_update=updates.add)
+    )
     updates.on_full = partial(run.stop, "disconnect")
     try:
         async with stream_events(request) as stream:
