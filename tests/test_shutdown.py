@@ -39,6 +39,7 @@ async def test_running_turn_finishes_and_is_stored(
     assert (await client.events(session))[-1]["stop_reason"] == "end_turn"
 
 
+@pytest.mark.slow
 async def test_unfinished_turn_ends_as_server_restarted(
     spawn: Spawn, http: aiohttp.ClientSession
 ) -> None:

@@ -261,6 +261,7 @@ async def test_acp_session_requests_no_permission_and_can_be_loaded(serve: Serve
     assert (status, reply["code"]) == (400, "not_supported")
 
 
+@pytest.mark.slow
 async def test_acpxrc_file_in_the_workspace_has_no_effect(serve: Serve, tmp_path: Path) -> None:
     server = await serve(agent_backend="cli", workspace_roots=(tmp_path,))
     client = await server.client()

@@ -140,6 +140,7 @@ async def test_agent_that_cannot_load_has_context_lost(client: Client, agent: st
     assert len(agents_of(session)) == 1  # the process that failed to load has ended
 
 
+@pytest.mark.slow
 async def test_process_that_failed_to_load_is_killed_if_it_ignores_sigterm(
     serve: Serve,
 ) -> None:

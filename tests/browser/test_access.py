@@ -55,6 +55,7 @@ async def test_page_works_with_the_keyboard_only(tab: Tab) -> None:
         assert await page.evaluate(ring), await page.evaluate("document.activeElement.outerHTML")
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("scheme", ["light", "dark"])
 async def test_page_works_on_a_phone(open_tab: OpenTab, client: Client, scheme: str) -> None:
     tab = await open_tab(

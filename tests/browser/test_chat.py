@@ -166,6 +166,7 @@ async def test_session_in_a_new_tab_is_signed_in(open_tab: OpenTab, client: Clie
     await expect(pages[1].get_by_label("Access token")).to_be_visible()
 
 
+@pytest.mark.slow
 async def test_unread_marks_survive_a_reload(
     open_tab: OpenTab, client: Client, tmp_path: Path
 ) -> None:
@@ -406,6 +407,7 @@ document.hasFocus = () => false; // its reader is elsewhere
 """
 
 
+@pytest.mark.slow
 async def test_background_session_notifies_when_it_waits(
     open_tab: OpenTab, client: Client, tmp_path: Path
 ) -> None:
@@ -651,6 +653,7 @@ async def test_page_shows_that_an_agent_does_not_ask(open_tab: OpenTab, client: 
     await expect(tab.page.get_by_text("This agent does not ask for permission")).to_be_visible()
 
 
+@pytest.mark.slow
 async def test_session_is_renamed_found_and_closed(tab: Tab, client: Client) -> None:
     page = tab.page
     await tab.say("first name")

@@ -82,6 +82,7 @@ async def running(data_dir: Path, port: int) -> AsyncIterator[ServerProcess]:
             await server.kill()  # at once, and all that it started with it
 
 
+@pytest.mark.slow
 async def test_page_resumes_after_the_server_was_killed(open_tab: OpenTab, tmp_path: Path) -> None:
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))

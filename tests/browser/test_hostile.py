@@ -113,6 +113,7 @@ async def assert_usable(tab: Tab, turns: int) -> None:
     await expect(tab.answer("still here")).to_be_visible()
 
 
+@pytest.mark.slow
 async def test_wrong_field_types_leave_the_conversation_readable(
     open_tab: OpenTab, client: Client
 ) -> None:

@@ -383,6 +383,7 @@ no such diagram
 """
 
 
+@pytest.mark.slow
 async def test_mathematics_diagrams_and_github_markdown_are_drawn_safely(
     tab: Tab,
 ) -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 from pathlib import Path
 
+import pytest
 from playwright.async_api import expect
 
 from ..support.harness import MOCKS, Client, LocalServer, local_server, script
@@ -63,6 +64,7 @@ async def choose_and_compare(tab: Tab, client: Client, projects: Path) -> None:
     await page.goto("about:blank")  # before its server ends
 
 
+@pytest.mark.slow
 async def test_board_answers_requests_and_menu_keeps_sessions(tab: Tab, client: Client) -> None:
     page = tab.page
     asks = await client.create(permission="ask", meta={"title": "Asks"})
@@ -114,6 +116,7 @@ async def test_board_answers_requests_and_menu_keeps_sessions(tab: Tab, client: 
     assert (await client.get(f"/sessions/{other}"))[0] == 404
 
 
+@pytest.mark.slow
 async def test_agents_and_administration_on_a_phone(
     open_tab: OpenTab, server: LocalServer, client: Client, app: str
 ) -> None:

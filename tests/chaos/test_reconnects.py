@@ -29,6 +29,7 @@ async def start_turns(client: Client, sessions: list[str], prompt: str) -> None:
         await socket.close()
 
 
+@pytest.mark.slow
 async def test_connections_that_are_cut(
     chaos: Scenario, spawn: Spawn, http: aiohttp.ClientSession, connect: Connect
 ) -> None:

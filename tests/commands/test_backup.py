@@ -19,6 +19,7 @@ from ..support.harness import ROOT, Client, new_client, run_program
 from ..support.operator import Operator, exit_status
 
 
+@pytest.mark.slow
 async def test_backup_of_running_server_is_restored(
     operator: Operator, spawn: Spawn, http: aiohttp.ClientSession, tmp_path: Path
 ) -> None:

@@ -7,12 +7,14 @@ import json
 import re
 
 import aiohttp
+import pytest
 
 from ..conftest import Spawn
 from ..support.harness import Client, new_client, script
 from ..support.operator import Operator
 
 
+@pytest.mark.slow
 async def test_session_of_stopped_server_is_closed(
     operator: Operator, spawn: Spawn, http: aiohttp.ClientSession
 ) -> None:

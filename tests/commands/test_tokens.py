@@ -5,12 +5,14 @@ from __future__ import annotations
 import json
 
 import aiohttp
+import pytest
 
 from ..conftest import Spawn
 from ..support.harness import Client
 from ..support.operator import Operator
 
 
+@pytest.mark.slow
 async def test_tokens_of_stopped_server(
     operator: Operator, spawn: Spawn, http: aiohttp.ClientSession
 ) -> None:

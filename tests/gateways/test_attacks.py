@@ -109,8 +109,8 @@ async def test_token_does_not_open_another_address(setup: Setup) -> None:
         "POST /anthropic/v1/messages@169.254.169.254 HTTP/1.1",
         "POST /anthropic/v1/messages#@169.254.169.254 HTTP/1.1",
     ):
-        text = f"{line}\r\nHost: 169.254.169.254\r\nx-api-key: {token}\r\nContent-Length: 0\r\n\r\n"
-        await send(setup.proxy.port, text)
+        text = f"{line}\r\nHost: 169.254.169.254\r\nx-api-key: {token}\r\nContent-Length: 0\r\n"
+        await send(setup.proxy.port, f"{text}Connection: close\r\n\r\n")
     assert all(
         path == "/v1/messages" and headers["host"] in setup.upstream.url
         for _, path, headers, _ in setup.upstream.requests

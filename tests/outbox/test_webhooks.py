@@ -160,6 +160,7 @@ async def test_first_retry_comes_within_ten_seconds(client: Client, receiver: Re
     assert delivery["id"] == receiver.ids()[0]
 
 
+@pytest.mark.slow
 async def test_receiver_that_was_down_for_an_hour_gets_everything_after_a_restart(
     tmp_path: Path,
 ) -> None:

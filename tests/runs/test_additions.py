@@ -177,9 +177,9 @@ async def test_failure_is_the_last_event(client: Client) -> None:
     assert (name, reply["ok"], reply["code"]) == ("result", False, "agent_failed")
 
 
-async def test_client_that_leaves_the_stream_ends_the_run(
-    server: LocalServer, client: Client, tmp_path: Path
-) -> None:
+async def test_client_that_leaves_the_stream_ends_the_run(serve: Serve, tmp_path: Path) -> None:
+    server = await serve(stream_keep_alive_secs=0.1)  # the connection is tried with each comment
+    client = await server.client()
     headers = {**client.headers(), "Accept": "text/event-stream"}
     prompt = steps({"touch": str(tmp_path / "begun")}, {"sleep": 60})
     response = await client.http.post(f"{client.url}/run", json={"prompt": prompt}, headers=headers)

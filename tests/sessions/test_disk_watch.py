@@ -5,6 +5,8 @@ from __future__ import annotations
 import asyncio
 from pathlib import Path
 
+import pytest
+
 from server.sandbox.disk_usage import bytes_in, size_text
 from server.sessions.disk_watch import DiskWatch
 
@@ -12,6 +14,7 @@ from ..conftest import Serve
 from ..support.harness import script
 
 
+@pytest.mark.slow
 async def test_turn_ends_if_the_workspace_is_too_large(serve: Serve) -> None:
     server = await serve(sandbox_disk_mb=2, sweep_interval_secs=3600)
     client, other = await server.client(), await server.client("other")

@@ -170,6 +170,7 @@ async def test_fork_needs_room_for_a_session(serve: Serve) -> None:
     await fork(client, session)
 
 
+@pytest.mark.slow
 async def test_chain_of_forks_survives_purges_and_restarts(serve: Serve) -> None:
     server = await serve()
     client = await server.client()

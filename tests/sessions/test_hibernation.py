@@ -350,6 +350,7 @@ async def test_new_session_is_created_if_its_starting_agent_is_evicted(
     assert (await client.state(session))["agent_state"] == "hibernated"
 
 
+@pytest.mark.slow
 async def test_limit_on_agents_holds_if_prompts_are_cancelled(
     serve: Serve,
 ) -> None:

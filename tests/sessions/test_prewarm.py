@@ -186,6 +186,7 @@ async def test_prewarmed_agent_that_does_not_start_affects_no_session(serve: Ser
     assert (await client.turn(await client.create("mock"), "hello"))[0] == 200
 
 
+@pytest.mark.slow
 async def test_prewarmed_agents_of_a_killed_server_leave_nothing(
     spawn: Spawn, tmp_path: Path
 ) -> None:

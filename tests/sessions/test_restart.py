@@ -171,6 +171,7 @@ async def demo_agent_remembers_across_a_restart(client: Client) -> Scenario:
     assert "Zoe" in texts_of(reply["events"])
 
 
+@pytest.mark.slow
 async def test_waiting_requests_of_agents_are_cancelled(
     spawn: Spawn, http: aiohttp.ClientSession
 ) -> None:

@@ -203,6 +203,7 @@ async def test_setting_that_a_hibernated_agent_refuses_is_a_bad_request(
     assert json.loads(socket.text(2))["session"]["mode"] == "code"
 
 
+@pytest.mark.slow
 async def test_settings_are_in_force_after_server_was_killed(
     spawn: Spawn, http: aiohttp.ClientSession
 ) -> None:

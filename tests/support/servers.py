@@ -4,14 +4,16 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import functools
 import json
 import os
 import signal
 import sys
 import time
-from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
+from collections.abc import AsyncIterator, Awaitable, Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
+from unittest import mock
 
 import aiohttp
 import pytest
@@ -20,6 +22,8 @@ from blockbuster import BlockBuster
 
 from server.app import build_app
 from server.config import Settings
+from server.sandbox import setup
+from server.sandbox.levels import Mechanism, find_mechanism
 from server.sessions.registry import SessionRegistry
 from server.sessions.session import Session
 from server.tasks import Supervisor
@@ -78,6 +82,19 @@ blocking = BlockBuster("server")
 """Fails blocking calls of the server, except while it starts or stops."""
 for function in blocking.functions.values():  # asyncpg looks for certificates and passwords
     function.can_block_in("asyncpg/connect_utils.py", "_parse_connect_dsn_and_args")
+
+
+@functools.cache
+def _mechanism(setting: str, path: str) -> Mechanism:
+    return find_mechanism(setting, {"PATH": path})
+
+
+def _find_mechanism(setting: str, environ: Mapping[str, str]) -> Mechanism:
+    """The servers of this process find the same mechanism. Each trial would start programs."""
+    return _mechanism(setting, environ.get("PATH", os.defpath))
+
+
+mock.patch.object(setup, "find_mechanism", _find_mechanism).start()
 
 
 @contextlib.asynccontextmanager

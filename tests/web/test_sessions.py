@@ -1158,6 +1158,7 @@ async def test_foreign_host_name_is_refused_on_loopback(client: Client) -> None:
     assert (await client.get("/agents", headers={"Host": "localhost"}))[0] == 200
 
 
+@pytest.mark.slow
 async def test_unpaired_surrogate_in_permission_request_does_not_prevent_restart(
     spawn: Spawn, http: aiohttp.ClientSession
 ) -> None:

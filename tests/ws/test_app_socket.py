@@ -252,6 +252,7 @@ async def test_closed_session_is_gone_after_its_last_entry(client: Client) -> No
     assert [entry["type"] for entry in socket.entries].count("session_closed") == 2
 
 
+@pytest.mark.slow
 async def test_session_with_many_entries_does_not_delay_others(client: Client) -> None:
     loud, quiet = await client.create(), await client.create()
     await client.turn(loud, script({"burst": {"count": 20_000, "text": "x" * 200}}))

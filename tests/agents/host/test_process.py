@@ -144,6 +144,7 @@ async def test_host_killed_while_agents_are_idle_or_starting_is_restarted(
     assert json.loads(texts_of(reply["events"]))[0] == "before"
 
 
+@pytest.mark.slow
 async def test_prompt_right_after_the_hosts_death_runs(own_client: Client) -> None:
     session = await own_client.create()
     await own_client.turn(session, "before")
