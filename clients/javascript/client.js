@@ -10,16 +10,20 @@
 import { ClawdforgeError, errorOf, RunError } from './errors.js';
 import { Rest } from './rest.js';
 import { Session } from './session.js';
+import { Watch } from './watch.js';
 
 export { ClawdforgeError, RunError, TurnError } from './errors.js';
 export { Files, Session } from './session.js';
 export { Turn, textOf } from './turn.js';
+export { Watch } from './watch.js';
 export { Wire, WireError } from './wire.js';
 
 /** A client for one app. Closing it closes its sockets; sessions and turns go on. */
 export class Clawdforge {
 	#rest;
 	#shared;
+	/** @type {Set<Watch>} */
+	#watches = new Set();
 
 	/**
 	 * @param {string} url the server's address; a path of a site is possible
@@ -40,6 +44,7 @@ export class Clawdforge {
 	/** Closes all sockets. Readers end with an error of code `closed`. */
 	close() {
 		for (const wire of [...this.#shared.wires]) wire.stop();
+		for (const watch of [...this.#watches]) watch.close();
 	}
 
 	[Symbol.dispose]() {
@@ -85,6 +90,23 @@ export class Clawdforge {
 			yield* reply.sessions;
 			cursor = reply.next_cursor;
 		} while (cursor);
+	}
+
+	/**
+	 * The app's list of sessions, and the logs of any number of them, over one socket. It needs a token: a ticket
+	 * is for one session.
+	 * @param {{fields?: string[]}} [options] fields: of each state in the list; all by default
+	 */
+	watch({ fields } = {}) {
+		const watch = new Watch({
+			url: this.#rest.url,
+			credential: () => this.#shared.credential(null),
+			fields,
+			giveUpSecs: this.#shared.giveUpSecs,
+			onClose: () => this.#watches.delete(watch)
+		});
+		this.#watches.add(watch);
+		return watch;
 	}
 
 	search = async (q, { limit = 20 } = {}) =>

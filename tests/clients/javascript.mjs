@@ -239,3 +239,83 @@ test('runs are made, streamed and found again', async () => {
 	assert.equal((await failure(run.poll())).code, 'not_found');
 	assert.equal((await failure(forge.run(script({ exit: 1 }), { agent: 'mock' }))).code, 'agent_failed');
 });
+
+test('a watch follows the list and many sessions over one socket', async () => {
+	const known = await forge.createSession({ agent: 'mock', meta: { title: 'known' } });
+	const watch = forge.watch({ fields: ['title', 'state'] });
+	const ids = [];
+	for (let number = 0; number < 3; number += 1) {
+		const { id } = await forge.createSession({ agent: 'mock' });
+		ids.push(id);
+		watch.subscribe(id, { after: 0 });
+		const prompt = watch.prompt(id, 'hello');
+		assert.equal(watch.prompt(id, 'hello', { id: prompt }), prompt); // runs once
+	}
+	const entries = new Map(ids.map(id => [id, []]));
+	const accepted = [];
+	let ended = 0;
+	for await (const event of watch) {
+		if (event.kind === 'accepted') accepted.push(event.sessionId);
+		if (event.kind !== 'entry') continue;
+		entries.get(event.sessionId).push(event.entry);
+		if (event.entry.type === 'turn_end') ended += 1;
+		if (ended === 3) break;
+	}
+	assert.deepEqual(accepted.toSorted(), ids.toSorted());
+	for (const found of entries.values()) {
+		assertWithoutGaps(found);
+		assert.equal(found.filter(entry => entry.type === 'turn_start').length, 1);
+	}
+	assert.equal(watch.sessions.get(known.id).title, 'known');
+
+	watch.unsubscribe(ids[0]);
+	watch.prompt(known.id, [{ type: 'no-such-block' }]);
+	watch.subscribe(known.id, { after: 10_000 });
+	watch.subscribe('00000000-0000-4000-8000-000000000000');
+	const errors = [];
+	for await (const event of watch) {
+		if (event.kind === 'refused') errors.push([event.error.code, event.id === undefined]);
+		if (event.kind === 'gone') break;
+	}
+	assert.deepEqual(errors, [
+		['bad_request', false],
+		['bad_request', true]
+	]);
+	await forge.session(ids[1]).close({ purge: true });
+	for await (const event of watch) if (event.kind === 'gone' && event.sessionId === ids[1]) break;
+	assert.ok(!watch.sessions.has(ids[1]));
+	watch.close();
+	assert.deepEqual(await collect(watch), []);
+
+	const stranger = new Clawdforge(url, 'cf_wrong');
+	assert.equal((await failure(collect(stranger.watch()))).code, 'unauthorized');
+});
+
+test('a watch delivers each entry once over lost connections', async () => {
+	const Original = globalThis.WebSocket;
+	const sockets = [];
+	globalThis.WebSocket = class extends Original {
+		constructor(address) {
+			super(address);
+			sockets.push(this);
+		}
+	};
+	const watch = forge.watch();
+	try {
+		const session = await forge.createSession({ agent: 'mock' });
+		watch.subscribe(session.id, { after: 0 });
+		watch.prompt(session.id, script({ burst: { count: 300, text: 'w', batch: 10, pause_ms: 1 } }));
+		const entries = [];
+		for await (const { kind, entry } of watch) {
+			if (kind !== 'entry') continue;
+			entries.push(entry);
+			if (entries.length % 100 === 50) sockets.at(-1).close();
+			if (entry.type === 'turn_end') break;
+		}
+		assert.deepEqual(entries, await session.log());
+		assert.ok(sockets.length > 2);
+	} finally {
+		globalThis.WebSocket = Original;
+		watch.close();
+	}
+});

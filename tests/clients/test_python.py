@@ -16,6 +16,8 @@ from clawdforge_client import (
     PermissionRequest,
     Question,
     TurnError,
+    Watch,
+    WatchEvent,
     feed,
     rest,
     text_of,
@@ -518,3 +520,88 @@ async def test_idle_socket_is_closed_and_opened_again(client: Client) -> None:
 
         await eventually("the socket to be closed", is_detached)
         assert (await session.ask("two")).text == "echo: two"
+
+
+# Many sessions over one socket.
+
+
+async def until(watch: Watch, count: int, kind: str = "turn_end") -> list[WatchEvent]:
+    """The events of a watch up to *count* entries of a kind."""
+    found: list[WatchEvent] = []
+    async for event in watch:
+        found.append(event)
+        is_end = event.entry is not None and event.entry["type"] == kind
+        count -= is_end
+        if not count:
+            return found
+    raise AssertionError("the watch has ended")
+
+
+def entries_by_session(events: list[WatchEvent]) -> dict[str, list[Entry]]:
+    found: dict[str, list[Entry]] = {}
+    for event in events:
+        if event.entry is not None:
+            found.setdefault(event.session_id, []).append(event.entry)
+    return found
+
+
+async def test_watch_follows_the_list_and_many_sessions(forge: Clawdforge) -> None:
+    known = await forge.create_session(agent="mock", meta={"title": "known"})
+    async with forge.watch(fields=["title", "state"]) as watch:
+        first = await anext(watch)
+        assert (first.kind, first.session_id) == ("session", known.id)
+        assert watch.sessions[known.id]["title"] == "known"
+        others = [(await forge.create_session(agent="mock")).id for _ in range(3)]
+        for session in others:
+            await watch.subscribe(session, after=0)
+            prompt = await watch.prompt(session, "hello")
+            assert await watch.prompt(session, "hello", id=prompt) == prompt  # runs once
+        found = await until(watch, 3)
+        assert {event.session_id for event in found if event.kind == "accepted"} == {*others}
+        for entries in entries_by_session(found).values():
+            assert without_gaps(entries)
+            assert [entry["type"] for entry in entries].count("turn_start") == 1
+        with pytest.raises(TimeoutError):  # a reader that gives up for now loses nothing
+            async with asyncio.timeout(0.01):
+                await until(watch, 1, "no such kind")
+        await watch.unsubscribe(others[0])
+        await watch.prompt(known.id, [{"type": "no-such-block"}])
+        await watch.subscribe(known.id, after=10_000)
+        await watch.subscribe("00000000-0000-4000-8000-000000000000")
+        errors = []
+        async for event in watch:
+            if event.kind == "refused":
+                assert event.error is not None
+                errors.append((event.error.code, event.id is None))
+            if len(errors) == 2:
+                break
+        assert sorted(errors) == [("bad_request", False), ("bad_request", True)]
+        await forge.session(others[1]).close()
+        async for event in watch:
+            if (event.kind, event.session_id) == ("gone", others[1]):
+                break
+        assert watch.sessions.keys() == {known.id, others[0], others[2]}
+
+
+async def test_watch_delivers_each_entry_once_over_cut_connections(client: Client) -> None:
+    assert client.token is not None
+    async with cutting_proxy(client.url) as proxy:
+        async with Clawdforge(proxy.url, client.token) as forge, forge.watch() as watch:
+            ids = [await client.create() for _ in range(3)]
+            for session in ids:
+                await watch.subscribe(session, after=0)
+                await watch.prompt(session, script({"burst": {"count": 200, "text": "w"}}))
+            proxy.cut_after = 20_000
+            found = await until(watch, 3)
+        assert proxy.connections > 2
+    for session, entries in entries_by_session(found).items():
+        assert entries == await client.events(session)
+    accepted = [event.session_id for event in found if event.kind == "accepted"]
+    assert sorted(accepted) == sorted(ids)
+
+
+async def test_watch_of_a_stranger_is_refused(client: Client) -> None:
+    async with Clawdforge(client.url, "cf_wrong") as stranger, stranger.watch() as watch:
+        with pytest.raises(ClawdforgeError) as caught:
+            await anext(watch)
+    assert caught.value.code == "unauthorized"

@@ -24,6 +24,7 @@ from .shapes import (
     text_of,
 )
 from .turn import Turn
+from .watch import Watch, WatchEvent
 
 __version__ = "0.3.0"
 
@@ -47,5 +48,7 @@ __all__ = [
     "TurnError",
     "TurnResult",
     "Usage",
+    "Watch",
+    "WatchEvent",
     "text_of",
 ]

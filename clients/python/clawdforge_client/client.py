@@ -7,6 +7,7 @@ from collections.abc import AsyncIterator, Sequence
 from pathlib import Path
 from types import TracebackType
 from typing import Any, Self, cast
+from weakref import WeakSet
 
 import aiohttp
 
@@ -24,6 +25,7 @@ from .shapes import (
     RunResult,
     State,
 )
+from .watch import Watch
 
 
 class Clawdforge:
@@ -59,6 +61,7 @@ class Clawdforge:
         )
         self._rest = Rest(self._http, url, token, retry_secs=retry_secs)
         self._shared = Shared(self._rest, give_up_secs, linger_secs)
+        self._watches: WeakSet[Watch] = WeakSet()
 
     async def __aenter__(self) -> Self:
         return self
@@ -75,6 +78,8 @@ class Clawdforge:
         """Close all sockets. Readers end with an error of code ``closed``."""
         for attachment in list(self._shared.attached):
             await attachment.close()
+        for watch in list(self._watches):
+            await watch.close()
         if self._own:
             await self._http.close()
 
@@ -133,6 +138,16 @@ class Clawdforge:
         if not re.fullmatch(r"[0-9A-Za-z-]+", session_id):
             raise ValueError(f"not a session id: {session_id!r}")
         return Session(self._shared, session_id, Handlers(on_permission, on_question))
+
+    def watch(self, *, fields: Sequence[str] | None = None) -> Watch:
+        """The app's list of sessions, and the logs of any number of them, over one socket.
+
+        Args:
+            fields: of each state in the list; all by default.
+        """
+        watch = Watch(self._rest, fields, self._shared.give_up_secs)
+        self._watches.add(watch)
+        return watch
 
     async def sessions(
         self,
