@@ -261,10 +261,21 @@ def with_session_result(reported: AgentSettings, result: Mapping[str, Any]) -> A
     """
     return msgspec.structs.replace(
         reported,
-        modes=result.get("modes") or None,
-        models=result.get("models") or None,
-        config_options=result.get("configOptions") or None,
+        modes=_object_in(result, "modes"),
+        models=_object_in(result, "models"),
+        config_options=_objects_in(result, "configOptions") or None,
     )
+
+
+def _object_in(message: Mapping[str, Any], name: str) -> dict[str, Any] | None:
+    value = message.get(name)
+    return value if isinstance(value, dict) and value else None
+
+
+def _objects_in(message: Mapping[str, Any], name: str) -> list[Any] | None:
+    """A list of objects, without what an agent mixes into it; None if it is not a list."""
+    value = message.get(name)
+    return [one for one in value if isinstance(one, dict)] if isinstance(value, list) else None
 
 
 def with_result(
@@ -284,8 +295,8 @@ def with_result(
     if method == SET_MODEL:
         models = reported.models if isinstance(reported.models, dict) else former.models
         return with_model(msgspec.structs.replace(reported, models=models), params.get("modelId"))
-    if result.get("configOptions"):
-        return with_options(reported, result["configOptions"])
+    if new_options := _objects_in(result, "configOptions"):
+        return with_options(reported, new_options)
     options = reported.config_options or former.config_options
     return with_options(reported, _with_value(options, params.get("configId"), params.get("value")))
 
@@ -302,14 +313,14 @@ def with_update(
     """Return *reported* after a ``session/update`` of that *kind*; the same object if unchanged."""
     match kind:
         case "available_commands_update":
-            return msgspec.structs.replace(reported, commands=update.get("availableCommands"))
+            if (commands := _objects_in(update, "availableCommands")) is not None:
+                return msgspec.structs.replace(reported, commands=commands)
         case "config_option_update":
-            return with_options(reported, update.get("configOptions"))
-        case "current_mode_update":
+            if (options := _objects_in(update, "configOptions")) is not None:
+                return with_options(reported, options)
+        case "current_mode_update" if isinstance(mode := update.get("currentModeId"), str):
             modes = reported.modes if isinstance(reported.modes, dict) else former.modes
-            return with_mode(
-                msgspec.structs.replace(reported, modes=modes), update.get("currentModeId")
-            )
+            return with_mode(msgspec.structs.replace(reported, modes=modes), mode)
     return reported
 
 

@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from ..agents.process.programs import Program, Programs
-from ..codec import dumps, loads
+from ..codec import dumps, parse_message
 from ..errors import Error, ErrorCode, internal, not_found, not_stored, payload_too_large
 from ..limits import FairQueue, decrement
 from ..tasks import Tasks, to_completion
@@ -72,7 +72,10 @@ class Worker:
             response, content = await self._read(), await self._read()
         except (OSError, asyncio.IncompleteReadError) as error:
             raise SnapshotError(f"the snapshotter has ended: {error}") from None
-        return loads(response), content
+        message = parse_message(response)  # names that are not UTF-8 have unpaired surrogates
+        if message is None:
+            raise SnapshotError("the snapshotter sent no JSON object")
+        return message, content
 
     async def _read(self) -> bytes:
         length = await self._program.stdout.readexactly(4)

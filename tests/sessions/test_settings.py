@@ -12,7 +12,7 @@ import aiohttp
 import pytest
 import pytest_asyncio
 
-from server.agents.acp_settings import steps, with_options
+from server.agents.acp_settings import steps, with_options, with_session_result, with_update
 from server.agents.agent_settings import NO_SETTINGS, REPORT_BYTES, AgentSettings
 from server.agents.base import Wanted
 from server.agents.host.backend import HostBackend
@@ -287,6 +287,27 @@ async def test_setting_can_be_changed_after_a_refused_one(client: Client) -> Non
     await socket.send("set_mode", mode="code")
     await socket.turn(REPORT)
     assert json.loads(socket.text())["session"]["mode"] == "code"
+
+
+@pytest.mark.parametrize("value", [None, 5, True, "text", {}, {"a": []}])
+def test_reports_of_an_unexpected_type_are_ignored(value: Any) -> None:
+    option = {"id": "a", "name": "A", "type": "select", "currentValue": "x", "options": []}
+    modes = {"currentModeId": "ask", "availableModes": []}
+    opened = {"modes": modes, "models": value, "configOptions": [option, value]}
+    known = with_session_result(NO_SETTINGS, opened)
+    assert known.modes == modes
+    assert known.models in (None, {"a": []})
+    assert known.config_options[0] == option
+    for kind, field in (
+        ("available_commands_update", "availableCommands"),
+        ("config_option_update", "configOptions"),
+        ("current_mode_update", "currentModeId"),
+    ):
+        if (kind, value) != ("current_mode_update", "text"):
+            assert with_update(known, NO_SETTINGS, kind, {field: value}) is known, kind
+    mixed = {"availableCommands": ["x", None, {"name": "init"}]}
+    found = with_update(known, NO_SETTINGS, "available_commands_update", mixed)
+    assert found.commands == [{"name": "init"}]
 
 
 async def test_refused_restored_setting_fails_turn(serve: Serve, tmp_path: Path) -> None:

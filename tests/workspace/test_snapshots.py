@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from yarl import URL
 
 from ..conftest import Serve, Spawn
 from ..support.harness import (
@@ -204,6 +205,26 @@ async def test_undo_restores_the_folder_and_can_be_undone(client: Client, tmp_pa
         again["snapshot_id"],
     ]
     assert notices[1]["restored_snapshot"] == reply["snapshot_id"]
+
+
+async def test_names_that_are_not_utf8_are_changes_and_undone(
+    client: Client, tmp_path: Path
+) -> None:
+    session = await client.create()
+    name = os.fsdecode(b"odd-\xff")
+    await turn_that(client, session, write("plain.txt", "1\n"))
+    await turn_that(client, session, write(name, "1\n"))
+    changed = [(one["path"], one["status"]) for one in await changes(client, session)]
+    assert changed == [(name, "added"), ("plain.txt", "added")]
+    url = f"{client.url}/sessions/{session}/changes?path=odd-%FF"
+    async with client.http.get(URL(url, encoded=True), headers=client.headers()) as response:
+        assert b"+1" in await response.read()
+    path = f"/sessions/{session}/undo"
+    status, reply = await client.post(path, {"turn_index": 2})
+    assert status == 200, reply
+    assert [one["path"] for one in await changes(client, session)] == ["plain.txt"]
+    assert (await client.post(path, {"snapshot_id": reply["snapshot_id"]}))[0] == 200
+    assert (await folder_of(client, session) / name).exists()
 
 
 async def test_undo_needs_one_existing_target(client: Client, tmp_path: Path) -> None:
