@@ -327,9 +327,9 @@ class DiskReserve:
             return
         was_low, self._is_low = self._is_low, free < self._minimum
         if self._is_low and not was_low:
-            logger.error("only %d bytes are free on the disk; nothing new is accepted", free)
+            logger.error("only %d bytes are free on the disk; new work is refused", free)
         elif was_low and not self._is_low:
-            logger.warning("enough is free on the disk again; requests are accepted")
+            logger.warning("the disk has enough free space again; new work is accepted")
 
 
 def _free_bytes(folder: Path) -> int:

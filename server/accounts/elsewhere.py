@@ -108,7 +108,7 @@ class Elsewhere:
             try:
                 is_first = await self._usage.note_exceeded(app_name, budget)
             except Error as error:
-                logger.warning("the end of a budget is not reported: %s", error)
+                logger.warning("the alert about a used-up budget was not stored: %s", error)
                 return
             if is_first:
                 alert()

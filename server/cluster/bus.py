@@ -139,7 +139,7 @@ class Bus:
         A dead connection may look alive, and then every message would be as late as the poll.
         """
         if self._proof and self._listener is not None:
-            logger.warning("the listener received nothing; it is replaced")
+            logger.warning("a connection delivers no notifications; connecting again")
             self._listener.terminate()
         self._proof += 1
         await self.notify(self.number, f"proof {self._proof}")

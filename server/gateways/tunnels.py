@@ -88,7 +88,7 @@ class Tunnels:
                     async with asyncio.timeout(TUNNEL_SECS):
                         listeners = await self._receive(connection)
                 except (OSError, ValueError, TimeoutError) as error:
-                    logger.warning("the ports of a sandbox were not opened: %r", error)
+                    logger.warning("a sandbox has no way to the proxies: its sockets did not arrive: %r", error)
                     return
                 for listener in listeners:
                     stack.callback(listener.close)

@@ -135,7 +135,7 @@ class OutboundClient:
                 raise RequestError(str(error.os_error)) from None
             if isinstance(error.os_error, socket.gaierror):
                 raise RequestError("the host has no address") from None
-            raise RequestError("connection refused or impossible") from None
+            raise RequestError("cannot connect to the host") from None
         except (aiohttp.ClientError, OSError, ValueError):
             raise RequestError("the connection ended, or the response is not HTTP") from None
 

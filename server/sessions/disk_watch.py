@@ -75,13 +75,13 @@ class DiskWatch:
                 self._due[session.id] = time.monotonic() + SHARE * took
 
     async def _measure_apps(self) -> None:
-        """End the agents of the apps that are over their own limit. Their prompts are refused."""
+        """End the agents of apps that exceed their own limit. Their prompts are refused."""
         live = [one for one in tuple(self._sessions.cached.values()) if one.agent.is_live]
         disk = self._sessions.app_disk
         for app_name in {one.row.app_name for one in live}:
             if disk.limit_of(app_name) is None or not (error := await disk.refusal(app_name)):
                 continue
-            logger.warning("the app is over its disk space", extra={"app": app_name})
+            logger.warning("the app exceeds its disk limit; its agents end", extra={"app": app_name})
             for session in live:
                 if session.row.app_name == app_name and session.agent.is_live:
                     _refuse_running(session, error)

@@ -152,7 +152,7 @@ class Lease:
                 self._last_sweep = sent_at
                 await self._table.sweep(self.number)
         except DatabaseError as error:
-            logger.warning("the work after a beat failed, and is repeated: %s", error)
+            logger.warning("late nodes were not taken over; retrying: %s", error)
 
     async def _take_late_nodes(self) -> None:
         if self._last_beat - self._streak_from < self.secs:

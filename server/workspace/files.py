@@ -147,5 +147,5 @@ class WorkspaceFiles:
 
 
 def _not_written(error: OSError) -> Error:
-    logger.error("a file of a session cannot be written: %s", error.strerror)
+    logger.error("a file in a session's folder cannot be written: %s", error.strerror)
     return not_stored()

@@ -123,7 +123,7 @@ class SnapshotWorkers:
             async with asyncio.timeout(timeout) as limit:
                 await self._acquire(app_name)
         except TimeoutError:
-            raise SnapshotError("no worker was free in time") from None
+            raise SnapshotError("all snapshotters were busy for too long") from None
         try:
             left = (limit.when() or 0) - asyncio.get_running_loop().time()
             # To completion: a worker can be used again only after its response was read.
@@ -159,7 +159,7 @@ class SnapshotWorkers:
             is_usable = True
             return result
         except TimeoutError:
-            raise SnapshotError("it takes too long") from None
+            raise SnapshotError("the snapshotter did not respond in time") from None
         finally:
             self._busy.discard(worker)
             if is_usable and not self._is_stopped:

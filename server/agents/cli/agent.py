@@ -248,7 +248,7 @@ class CliAgent(CannotSteer, WithoutSubagentSessions):
         """End an agent that has not received its prompt in time."""
         if not prompt.is_sent and not prompt.done.done():
             self._tasks.spawn(self.kill(), f"kill-{self.spec.key}")
-            prompt.finish(agent_unavailable("the agent does not start: it took too long"))
+            prompt.finish(agent_unavailable("the agent did not start in time"))
 
     async def _read_output(self, program: Program, transcript: Transcript) -> bytes:
         """Read the program's output to its end, and return the last part of its stderr."""

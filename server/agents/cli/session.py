@@ -184,7 +184,7 @@ class CliSession:
             async with asyncio.timeout(self._start_timeout):
                 result = await acpx.run(*command, options=self._options())
         except TimeoutError:
-            raise AcpxCommandError("it took too long", "TIMEOUT") from None
+            raise AcpxCommandError("acpx did not respond in time", "TIMEOUT") from None
         self.is_fresh = bool(result.get("created"))
         self._logins.note_required(self._spec.agent, self._spec.owner, is_required=False)
 

@@ -213,7 +213,7 @@ class StdioHandover:
                 sandbox = self._sandbox.of(agent.spec.owner)
                 plan = await asyncio.to_thread(sandbox.plan, agent.spec, environ)
             except FolderError as error:
-                logger.warning("refused process %d: %s", pid, error)
+                logger.warning("process %d may not become an agent: %s", pid, error)
                 agent.process_misplaced(str(error))
                 return
             self._last_number = 1 + self._last_number % process_tree.MAX_NUMBER
