@@ -109,7 +109,8 @@ class DomainProxy:
             return
         host, port = target
         if not self._domains.allows(host, port):
-            logger.info("a sandbox may not connect to %s:%d; refused", host, port, extra={"session": session})
+            extra = {"session": session}
+            logger.info("a sandbox may not connect to %s:%d; refused", host, port, extra=extra)
             await _refuse_tunnel(writer, 403, f"{host}:{port} is not allowed by the operator")
             return
         if self._tunnels[session] >= MAX_TUNNELS_PER_SESSION:

@@ -88,7 +88,9 @@ class Tunnels:
                     async with asyncio.timeout(TUNNEL_SECS):
                         listeners = await self._receive(connection)
                 except (OSError, ValueError, TimeoutError) as error:
-                    logger.warning("a sandbox has no way to the proxies: its sockets did not arrive: %r", error)
+                    logger.warning(
+                        "a sandbox cannot use the proxies: no sockets arrived: %r", error
+                    )
                     return
                 for listener in listeners:
                     stack.callback(listener.close)

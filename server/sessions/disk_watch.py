@@ -81,7 +81,8 @@ class DiskWatch:
         for app_name in {one.row.app_name for one in live}:
             if disk.limit_of(app_name) is None or not (error := await disk.refusal(app_name)):
                 continue
-            logger.warning("the app exceeds its disk limit; its agents end", extra={"app": app_name})
+            about = {"app": app_name}
+            logger.warning("the app exceeds its disk limit; its agents end", extra=about)
             for session in live:
                 if session.row.app_name == app_name and session.agent.is_live:
                     _refuse_running(session, error)

@@ -323,7 +323,7 @@ class DatabaseWriter:
                 if error.is_transient:
                     rest.append(statement)
                 else:
-                    logger.error("the database rejects a statement; dropped: %s: %s", error, statement[0])
+                    logger.error("statement rejected; dropped: %s: %s", error, statement[0])
         return rest
 
 

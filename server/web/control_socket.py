@@ -74,7 +74,7 @@ async def listening(
         await site.start()
     except OSError as error:
         listening_socket.close()
-        logger.warning("the operator's socket cannot be opened, so commands need a stopped server: %s", error)
+        logger.warning("no operator's socket, so commands need a stopped server: %s", error)
         yield None
         return
     try:

@@ -42,7 +42,7 @@ class IncompleteMessages:
         self._totals[former_owner] -= former_size
         if size > UNCOUNTED_BYTES:
             if self._totals[owner] + size > self._limit:
-                raise OverflowError("the incomplete messages of the app's agents exceed their limit")
+                raise OverflowError("the app's incomplete messages exceed their limit")
             self._totals[owner] += size
             self._sizes[agent] = owner, size
         if not self._totals[former_owner]:

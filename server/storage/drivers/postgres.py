@@ -225,7 +225,7 @@ class PostgresDriver:
                 if fence is None:
                     raise database_error(error) from error
                 self.unknown += 1
-                logger.warning("the outcome of a commit is unknown; looking for its mark: %s", error)
+                logger.warning("the outcome of a commit is unknown; checking its mark: %s", error)
             except (asyncpg.PostgresError, asyncpg.InterfaceError, ValueError) as error:
                 # A repeated commit may violate another key before that of its mark.
                 if is_repeated and fence is not None and await self._was_marked(fence):
