@@ -88,9 +88,7 @@ class Tunnels:
                     async with asyncio.timeout(TUNNEL_SECS):
                         listeners = await self._receive(connection)
                 except (OSError, ValueError, TimeoutError) as error:
-                    logger.warning(
-                        "a sandbox cannot use the proxies: no sockets arrived: %r", error
-                    )
+                    logger.warning("a sandbox cannot use the proxies, without sockets: %r", error)
                     return
                 for listener in listeners:
                     stack.callback(listener.close)
