@@ -20,10 +20,17 @@ SET_MODE = "session/set_mode"
 SET_MODEL = "session/set_model"
 SET_OPTION = "session/set_config_option"
 SETTERS = frozenset({SET_MODE, SET_MODEL, SET_OPTION})
-SESSION_METHODS = frozenset({"session/new", "session/load", "session/resume"})
+FORK = "session/fork"
+SESSION_METHODS = frozenset({"session/new", "session/load", "session/resume", FORK})
 """The requests that open a conversation. The agent's response contains its settings."""
 STARTING_METHODS = SESSION_METHODS | {"initialize"}
 """The requests with which acpx begins to use an agent."""
+
+
+def offers_for_sessions(capabilities: Any, name: str) -> bool:
+    """Whether the ``agentCapabilities`` of an agent contain that capability for sessions."""
+    sessions = capabilities.get("sessionCapabilities") if isinstance(capabilities, dict) else None
+    return isinstance(sessions, dict) and sessions.get(name) is not None
 
 
 class Step(msgspec.Struct, frozen=True):

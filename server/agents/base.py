@@ -160,6 +160,9 @@ class AgentObserver:
     def elicitation_requested(self, raw_id: Any, params: Any) -> None:
         """The agent asked a question; respond with :meth:`Agent.answer_elicitation`."""
 
+    def conversation_forked(self) -> None:
+        """The agent has begun with a fork; see :meth:`Backend.fork_later`."""
+
     def request_withdrawn(self, raw_id: Any) -> None:
         """The agent no longer needs the response to one of its requests."""
 
@@ -279,6 +282,13 @@ class Agent(Protocol):
     def cancel_subagent(self, session_id: str) -> None:
         """Ask the agent to end the work of a subagent, by the id of the subagent's session."""
 
+    def delete_conversation(self) -> None:
+        """Ask a running agent to delete its conversation, if it can. Nothing waits for that."""
+
+    @property
+    def will_fork(self) -> bool:
+        """Whether the agent, when it is started, begins with a fork of another conversation."""
+
     async def set_mode(self, mode: str) -> Mapping[str, Any]:
         """Change the agent's mode.
 
@@ -356,6 +366,12 @@ class Backend(ReloadableBackend, Protocol):
 
     async def fork(self, agent: Agent, key: str, cwd: str) -> bool:
         """Fork a running agent's conversation for the session *key*. False if it cannot."""
+
+    async def fork_later(self, source: str, agent: Agent) -> bool:
+        """Let a new session's *agent* begin with a fork of the conversation of session *source*.
+
+        The agent of that session does not run. False if the conversation is not known.
+        """
 
     async def forget(self, key: str) -> None:
         """Delete acpx's record of a session that has no process any more."""

@@ -26,14 +26,21 @@ class SteerOutcome(enum.Enum):
     """The agent's process ended before it responded."""
 
 
-class CannotSteer:
-    """The steering of an agent that has none."""
+class WithoutOwnRequests:
+    """An agent to which the server sends no requests of its own, because acpx owns its pipes."""
 
     can_steer = False
+    will_fork = False
 
     def steer(self, blocks: bytes, decide: Callable[[SteerOutcome], None]) -> str | None:
         decide(SteerOutcome.REFUSED)
         return None
+
+    def cancel_subagent(self, session_id: str) -> None:
+        """Do nothing: acpx announces no sessions of subagents."""
+
+    def delete_conversation(self) -> None:
+        """Do nothing."""
 
 
 def is_supported(initialized: Mapping[str, Any]) -> bool:

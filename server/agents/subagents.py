@@ -42,10 +42,3 @@ def _parent_call(meta: Mapping[str, Any]) -> str | None:
     own = meta.get("claudeCode")
     call = own.get("parentToolUseId") if isinstance(own, dict) else meta.get("parentToolCallId")
     return call if isinstance(call, str) and call else None
-
-
-class WithoutSubagentSessions:
-    """An agent to which no client is announced that understands sessions of subagents."""
-
-    def cancel_subagent(self, session_id: str) -> None:
-        """Do nothing."""

@@ -6,19 +6,20 @@ import logging
 from collections.abc import Awaitable, Callable
 from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import msgspec
 
+from ..agents.acp_settings import offers_for_sessions
 from ..codec import dumps, loads
 from ..errors import Error, ErrorCode, draining, not_found
-from ..storage import statements
 from ..storage.fork_queries import TurnSpan
 from ..storage.schema import SessionRow, Statement
 from ..storage.segments import copy_log
 from ..tasks import to_completion
 from ..workspace.workers import SnapshotError
 from .creation import SessionRequest
+from .forked_conversation import note_forked
 from .lifetime import Lifetime
 from .options import SessionOptions, WorkspaceChoice
 from .session import Session
@@ -171,17 +172,14 @@ class SessionForker:
         """Let the agent fork its conversation, if it can. Otherwise its prompt contains it."""
         if not source.row.has_context or source.row.owes_history:
             return
+        # They are unknown after a restart of the server, until the agent is started.
         capabilities = source.agent.reported.capabilities
-        offered = (
-            capabilities.get("sessionCapabilities") if isinstance(capabilities, dict) else None
-        )
-        if not (isinstance(offered, dict) and offered.get("fork") is not None) or source.is_closed:
+        if isinstance(capabilities, dict) and not offers_for_sessions(capabilities, "fork"):
             return
-        backend, agent = self._sessions.backend, source.agent.backend_agent
-        if not await backend.fork(agent, fork.id, fork.row.cwd):
-            return
-        usage = fork.usage.continue_from(source.usage)
-        columns: dict[str, Any] = {"owes_history": 0, "has_context": 1, "usage": usage}
-        statement = statements.change_session(fork.row.n, **columns)
-        await to_completion(self._sessions.writer.commit([statement]))
-        fork.row.owes_history, fork.row.has_context = 0, 1
+        backend = self._sessions.backend
+        if source.agent.is_live:
+            if await backend.fork(source.agent.backend_agent, fork.id, fork.row.cwd):
+                fork.usage.continue_from(source.usage)
+                await to_completion(self._sessions.writer.commit([note_forked(fork.row)]))
+        elif await backend.fork_later(source.id, fork.agent.backend_agent):
+            fork.usage.continue_from(source.usage)

@@ -15,6 +15,7 @@ from . import entries
 from .agent_requests import WaitingRequests
 from .core import SessionCore
 from .details import SessionDetails
+from .forked_conversation import note_forked
 from .session_agent import SessionAgent
 from .session_settings import SessionSettings
 from .turn_runner import TurnRunner
@@ -118,6 +119,9 @@ class SessionObserver(AgentObserver):
             return
         index = self._current.entry_index()
         self._requests.elicitations.add_request(raw_id, params, index, is_ending=self._is_ending)
+
+    def conversation_forked(self) -> None:
+        self._core.context.writer.add([note_forked(self._core.row)])
 
     def request_withdrawn(self, raw_id: Any) -> None:
         if self._requests:

@@ -239,8 +239,10 @@ class SessionAgent:
         return True
 
     async def end(self, grace: float = GRACE_SECS) -> None:
-        """End the process and release the slot."""
+        """End the process and release the slot. A purged session's agent forgets the session."""
         if self._agent is not None:
+            if self._core.row.removed_at is not None:
+                self._agent.delete_conversation()
             await self._agent.hibernate(grace)
         self._core.context.slots.release(self)
 

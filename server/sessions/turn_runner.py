@@ -18,6 +18,7 @@ from ..errors import Error, internal
 from . import entries
 from .agent_requests import WaitingRequests
 from .core import SessionCore
+from .forked_conversation import fork_if_pending
 from .history import conversation_so_far, with_history
 from .session_agent import SessionAgent
 from .turn_recorder import TurnRecorder
@@ -95,6 +96,8 @@ class TurnRunner:
             if not turn.is_interrupted and self._agent.backend_agent.is_outdated:
                 await self._agent.reload()
             if self._core.row.owes_history and not turn.is_interrupted:
+                await self._wait_for_fork(turn)
+            if self._core.row.owes_history and not turn.is_interrupted:
                 await self._read_history(turn)
             if not turn.is_interrupted:
                 await self._update_budget()
@@ -158,6 +161,16 @@ class TurnRunner:
             await asyncio.wait({acquiring})
         except asyncio.CancelledError:
             acquiring.cancel()
+            raise
+
+    async def _wait_for_fork(self, turn: Turn) -> None:
+        """Return when the agent has forked the conversation, if it is to do so."""
+        forking = asyncio.ensure_future(fork_if_pending(self._agent.backend_agent))
+        turn.interrupt = forking.cancel
+        try:
+            await asyncio.wait({forking})
+        except asyncio.CancelledError:
+            forking.cancel()
             raise
 
     async def _end_if_stored(self, turn: Turn, error: Error | None = None) -> None:

@@ -96,8 +96,11 @@ def qwen(home: Path, api: StandIn) -> dict[str, str]:
     return {
         "OPENAI_API_KEY": KEY,
         "OPENAI_BASE_URL": f"{api.url}/v1",
-        "OPENAI_MODEL": "stand-in",
+        "OPENAI_MODEL": "qwen3-vl-plus",  # qwen sends images only to models of certain names
     }
+
+
+IMAGES = {"input": ["text", "image"], "output": ["text"]}
 
 
 def opencode(_: Path, api: StandIn) -> dict[str, str]:
@@ -106,7 +109,10 @@ def opencode(_: Path, api: StandIn) -> dict[str, str]:
     provider = {
         "npm": "@ai-sdk/anthropic",
         "options": {"baseURL": f"{api.url}/v1", "apiKey": KEY},
-        "models": {name: {"name": name, "limit": limit} for name in names},
+        "models": {
+            name: {"name": name, "limit": limit, "attachment": True, "modalities": IMAGES}
+            for name in names
+        },
     }
     config = {
         "provider": {"stand-in": provider},

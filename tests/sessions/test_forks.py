@@ -93,11 +93,11 @@ async def test_agent_forks_its_conversation_at_the_head(client: Client, agent: s
 
 async def test_conversation_is_told_if_the_agent_cannot_fork_it(client: Client) -> None:
     refusing = await client.create("mock-fail-fork")
-    hibernated = await client.create("mock-fork")
-    for session in (refusing, hibernated):
+    closed = await client.create("mock-fork")  # its folder has its conversation
+    for session in (refusing, closed):
         await client.turn(session, "one")
-    await client.delete(f"/sessions/{hibernated}")
-    for session in (refusing, hibernated):
+    await client.delete(f"/sessions/{closed}")
+    for session in (refusing, closed):
         other = await fork(client, session)
         await client.turn(other, "two")
         assert await contexts(client, other) == ["new", "told"]

@@ -75,6 +75,8 @@ Flags
     --resume            offers session/resume
     --close             offers session/close
     --fork              offers session/fork
+    --delete[=PATH]     offers session/delete, which appends the session's id to the file; without
+                        PATH it gets no response
     --directories       accepts additional directories
     --mcp               accepts MCP servers over HTTP and SSE
     --plays=PATH        a JSON file that maps prompt texts to steps; such a prompt runs its steps
@@ -704,7 +706,7 @@ def initialize(params: Json, _: Any) -> Json:
             "loadSession": "no-load" not in flags,
             "promptCapabilities": {"image": rich, "audio": rich, "embeddedContext": rich},
             "sessionCapabilities": {
-                **{name: {} for name in ("resume", "close", "fork") if name in flags},
+                **{name: {} for name in ("resume", "close", "fork", "delete") if name in flags},
                 **({"additionalDirectories": {}} if "directories" in flags else {}),
             },
             **({"mcpCapabilities": {"http": True, "sse": True}} if "mcp" in flags else {}),
@@ -768,10 +770,22 @@ def fork_session(params: Json, _: Any) -> Json:
     if "fork" not in flags:
         raise RpcError(-32601, "Method not found")
     fail_if("fail-fork")
-    data = json.loads(json.dumps(session_of(params).data))
+    known = sessions.get(params["sessionId"])
+    source = known or Session.load(params["sessionId"], params["cwd"])
+    data = json.loads(json.dumps(source.data))
     session = Session(os.urandom(16).hex(), params["cwd"], data)
     session.save()
     return {"sessionId": session.id, **register(session)}
+
+
+def delete_session(params: Json, _: Any) -> Json:
+    if "delete" not in flags:
+        raise RpcError(-32601, "Method not found")
+    if not flags["delete"]:
+        return DEFERRED
+    with Path(flags["delete"]).open("a") as file:
+        file.write(f"{session_of(params).id}\n")
+    return {}
 
 
 def restore_session(params: Json, *, replay: bool) -> Json:
@@ -920,6 +934,7 @@ METHODS: dict[str, Callable[[Json, Any], Json]] = {
     "session/resume": resume_session,
     "session/fork": fork_session,
     "session/close": close_session,
+    "session/delete": delete_session,
     "session/set_mode": set_mode,
     "session/set_model": set_model,
     "session/set_config_option": set_config_option,

@@ -30,8 +30,8 @@ from ..output_limits import Backpressure
 from ..process.programs import Program
 from ..program_output import last_output
 from ..prompt_handle import PromptHandle, PromptState
-from ..steering import CannotSteer
-from ..subagents import WithoutSubagentSessions, subagent_of
+from ..steering import WithoutOwnRequests
+from ..subagents import subagent_of
 from .commands import ENDED, AcpxCommandError, AcpxCommands, error_in, read_end
 from .prompt import CliPrompt
 from .session import CliSession, FindCommands
@@ -40,7 +40,7 @@ from .transcript import Transcript
 logger = logging.getLogger(__name__)
 
 
-class CliAgent(CannotSteer, WithoutSubagentSessions):
+class CliAgent(WithoutOwnRequests):
     """One session's agent; see :class:`base.Agent`.
 
     Args:

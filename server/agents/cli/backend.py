@@ -209,6 +209,9 @@ class CliBackend(NothingToRestore):
     async def fork(self, agent: Agent, key: str, cwd: str) -> bool:
         return False  # acpx's command line cannot
 
+    async def fork_later(self, source: str, agent: Agent) -> bool:
+        return False
+
     async def forget(self, key: str) -> None:
         home = self._data_dir.split(self._homes / key)
         try:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from typing import Any
 
 import msgspec
@@ -14,8 +14,8 @@ from ..agent_settings import AgentSettings
 from ..base import GRACE_SECS, AgentObserver, AgentSpec, AgentState, AgentTimeouts
 from ..login_states import LoginStates
 from ..prompt_handle import PromptHandle
-from ..steering import SteerOutcome, outcome_of
 from .acpx_session import AcpxSession
+from .agent_messages import AgentMessages
 from .agent_process import AgentProcess
 from .binding import Binding
 from .fork import fork_conversation
@@ -42,7 +42,7 @@ class HostAgentState(msgspec.Struct, kw_only=True):
     call: int | None
 
 
-class HostAgent:
+class HostAgent(AgentMessages):
     """One session's agent; see :class:`base.Agent`.
 
     Its parts are the agent's process, the session in the acpx host, the settings, and the prompts.
@@ -127,36 +127,12 @@ class HostAgent:
         return self._sender.start(blocks, is_held=is_held)
 
     @property
-    def can_steer(self) -> bool:
-        is_prompting = self._process.state is AgentState.PROMPTING
-        return is_prompting and self._sync.reported.steering is True
+    def will_fork(self) -> bool:
+        return self._events.fork_source is not None
 
-    def steer(self, blocks: bytes, decide: Callable[[SteerOutcome], None]) -> str | None:
-        proxy = self._process.proxy
-        if proxy is None:
-            decide(SteerOutcome.REFUSED)
-            return None
-        return proxy.own_requests.steer(blocks, lambda response: decide(outcome_of(response)))
-
-    def restore_steer(self, request_id: str | None, decide: Callable[[SteerOutcome], None]) -> None:
-        """Decide a prompt that an earlier version of the server has added to the turn."""
-        proxy = self._process.proxy
-        if proxy is None or not proxy.own_requests.answer_to(
-            request_id, lambda response: decide(outcome_of(response))
-        ):
-            decide(SteerOutcome.LOST)
-
-    def answer_permission(self, raw_id: Any, outcome: Mapping[str, Any]) -> None:
-        if self._process.proxy is not None:
-            self._process.proxy.own_requests.respond(raw_id, {"outcome": outcome})
-
-    def answer_elicitation(self, raw_id: Any, outcome: Mapping[str, Any]) -> None:
-        if self._process.proxy is not None:
-            self._process.proxy.own_requests.respond(raw_id, outcome)
-
-    def cancel_subagent(self, session_id: str) -> None:
-        if self._process.proxy is not None:
-            self._process.proxy.own_requests.cancel(session_id)
+    def fork_from(self, conversation: str) -> None:
+        """Begin with a fork of the agent's own session of that id."""
+        self._events.fork_source = conversation
 
     async def set_mode(self, mode: str) -> Mapping[str, Any]:
         return await self._changes.change("set_mode", mode=mode)

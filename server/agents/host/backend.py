@@ -43,6 +43,7 @@ from ..program_output import secrets_in
 from ..traits import AgentTraits, traits_of
 from .agent import HostAgent
 from .calls import CallError, HostGoneError
+from .fork import FORK_SECS
 from .handover import StdioHandover
 from .process import HostProcess
 from .reloadable import ReloadableHost
@@ -260,10 +261,27 @@ class HostBackend(ReloadableHost):
     async def fork(self, agent: Agent, key: str, cwd: str) -> bool:
         if not (isinstance(agent, HostAgent) and await agent.fork_to(key, cwd)):
             return False
-        if self.sandbox.of(agent.spec.owner).is_on:  # agents store conversations in their home
-            copy = self.sandbox.folders.copy_home
+        return await self._copy_home(agent.spec.owner, agent.spec.key, key)
+
+    async def fork_later(self, source: str, agent: Agent) -> bool:
+        assert isinstance(agent, HostAgent)
+        try:
+            async with asyncio.timeout(FORK_SECS):
+                found = await self._host.call("conversation", key=source)
+        except (TimeoutError, HostGoneError, CallError, Error) as error:
+            logger.info("session %s: its conversation is not known: %r", source, error)
+            return False
+        owner, key = agent.spec.owner, agent.spec.key
+        if not isinstance(found, str) or not await self._copy_home(owner, source, key):
+            return False
+        agent.fork_from(found)
+        return True
+
+    async def _copy_home(self, owner: str, source: str, key: str) -> bool:
+        """Copy the home of a session, in which its agent stores conversations."""
+        if self.sandbox.of(owner).is_on:
             try:
-                await asyncio.to_thread(copy, agent.spec.key, key)
+                await asyncio.to_thread(self.sandbox.folders.copy_home, source, key)
             except OSError as error:
                 logger.warning("session %s: the home was not copied: %s", key, error)
                 return False

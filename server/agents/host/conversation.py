@@ -7,7 +7,8 @@ from typing import Any
 
 import msgspec
 
-from ..acp_settings import SESSION_METHODS, SETTERS, STARTING_METHODS
+from ...codec import dumps, parse_message
+from ..acp_settings import FORK, SESSION_METHODS, SETTERS, STARTING_METHODS
 
 TRACKED_METHODS = STARTING_METHODS | SETTERS
 """The requests of acpx whose responses the server reads, too."""
@@ -36,6 +37,7 @@ class ProxiedConversation:
         self.is_fresh = False
         self.is_loading = False
         self._tracked: dict[Any, tuple[str, Mapping[str, Any]]] = {}
+        self._fallback = b""
 
     def track(self, message: Mapping[str, Any]) -> None:
         """Remember a request of acpx if the server is to read its response."""
@@ -45,8 +47,29 @@ class ProxiedConversation:
             changes = params if method in SETTERS and isinstance(params, dict) else {}
             self._tracked[message.get("id")] = method, changes
             if method in SESSION_METHODS:
-                self.is_loading = method == "session/load"
+                self.is_loading = method in ("session/load", FORK)
                 self.note_id(params)
+
+    def begin(self, line: bytes, source: str | None) -> bytes:
+        """Return the request for a new conversation as the agent gets it.
+
+        Args:
+            line: acpx's ``session/new``.
+            source: the agent's id of the session to fork; acpx does not notice the difference.
+        """
+        message = parse_message(line) if source is not None else None
+        if message is None:
+            return line
+        self._fallback = line
+        fork = {**message, "method": FORK, "params": {**message["params"], "sessionId": source}}
+        self.track({**fork, "params": {}})
+        return dumps(fork)
+
+    def begin_instead(self) -> bytes:
+        """Return the request for a new conversation, as the agent has refused to fork another."""
+        line, self._fallback = self._fallback, b""
+        self.track(parse_message(line) or {})
+        return line
 
     def refuse(self, message: Mapping[str, Any]) -> None:
         """Note that the agent did not get a request, which the server has refused."""

@@ -1,15 +1,19 @@
-"""Forks an agent's conversation for another session, with ACP's ``session/fork``."""
+"""Forks and deletes an agent's conversation, with ACP's ``session/fork`` and ``session/delete``."""
 
 from __future__ import annotations
 
 import asyncio
 import logging
+from typing import Any
 
+from ...codec import dumps
 from ...errors import Error
+from ..acp_settings import offers_for_sessions
 from ..base import AgentState
 from .acpx_session import AcpxSession
 from .agent_process import AgentProcess
 from .calls import CallError, HostGoneError
+from .own_requests import OwnRequests
 
 logger = logging.getLogger(__name__)
 
@@ -37,3 +41,15 @@ async def fork_conversation(
         logger.info("session %s: the conversation is not forked: %r", key, error)
         return False
     return True
+
+
+def delete_conversation(requests: OwnRequests, capabilities: Any, key: str) -> None:
+    """Ask the agent to delete its conversation, if it offers that. The response is only logged."""
+
+    def note(response: dict[str, Any] | None) -> None:
+        failed = response is None or "error" in response
+        what = "was not deleted" if failed else "was deleted"
+        logger.info("session %s: the conversation of the agent %s", key, what)
+
+    if offers_for_sessions(capabilities, "delete") and requests.session_id is not None:
+        requests.send("session/delete", dumps({"sessionId": requests.session_id}), note)

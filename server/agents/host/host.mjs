@@ -189,6 +189,12 @@ const operations = {
 		return {};
 	},
 
+	/** The agent's own id of the session, or null. */
+	async conversation({ key }) {
+		const record = await records.load(key).catch(() => null);
+		return record?.acpSessionId ?? null;
+	},
+
 	/** Store a record for the session `to`, whose agent resumes the conversation. */
 	async adopt({ key, to, cwd, conversation }) {
 		const record = await records.load(key);

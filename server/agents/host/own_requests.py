@@ -49,6 +49,11 @@ class OwnRequests:
         self._count = 0
         self._is_over = False
 
+    @property
+    def session_id(self) -> str | None:
+        """The agent's own id of the session, once it is known."""
+        return self._conversation.session_id
+
     def send(self, method: str, params: bytes, on_response: OnResponse) -> str:
         """Send a request with the JSON *params*, and return its id."""
         self._count += 1

@@ -9,6 +9,7 @@ from typing import Any
 from ...errors import Error
 from ...tasks import Tasks
 from .. import acp_settings
+from ..acp_settings import offers_for_sessions
 from ..base import AGENT_GONE, AgentSpec, agent_failed
 from ..subagents import subagent_of
 from .agent_process import AgentProcess
@@ -26,6 +27,9 @@ class ProxyEvents:
 
     Args:
         load_meta: returns the ``_meta`` with which an agent must load its conversation.
+
+    Attributes:
+        fork_source: the agent's own id of the session that its next new conversation is a fork of.
     """
 
     def __init__(
@@ -43,6 +47,7 @@ class ProxyEvents:
         self._queue = queue
         self._tasks = tasks
         self._load_meta = load_meta
+        self.fork_source: str | None = None
 
     @property
     def spec(self) -> AgentSpec:
@@ -89,6 +94,14 @@ class ProxyEvents:
         if meta:
             fields["_meta"] = {**(params.get("_meta") or {}), **meta}
         return fields
+
+    def take_fork_source(self) -> str | None:
+        source, self.fork_source = self.fork_source, None
+        offered = offers_for_sessions(self._sync.reported.capabilities, "fork")
+        return source if offered else None
+
+    def conversation_forked(self) -> None:
+        self._binding.observer.conversation_forked()
 
     # Prompts.
 

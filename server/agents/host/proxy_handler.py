@@ -25,6 +25,12 @@ class ProxyHandler(Protocol):
             Error: the agent cannot take the session's parameters. It does not get the request.
         """
 
+    def take_fork_source(self) -> str | None:
+        """Return the agent's id of the session that a new conversation is to be a fork of, once."""
+
+    def conversation_forked(self) -> None:
+        """The agent has forked that conversation."""
+
     def prompt_blocker(self) -> asyncio.Future[Any] | None:
         """Return a future that must be done before the next prompt may pass; None if it may.
 

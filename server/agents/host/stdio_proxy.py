@@ -23,7 +23,7 @@ from ...codec import dumps, parse_message, parse_rpc
 from ...errors import Error
 from ...reload.state import Inherited, Passed
 from ...sandbox.sandbox import Sandbox
-from ..acp_settings import SESSION_METHODS, STARTING_METHODS
+from ..acp_settings import FORK, SESSION_METHODS, STARTING_METHODS
 from ..line_reader import LineReader
 from ..output_limits import Backpressure
 from ..process.process_tree import RlimitTag
@@ -228,6 +228,8 @@ class StdioProxy:
                 self._conversation.track(message)
                 if message.get("method") in STARTING_METHODS:
                     line = self._with_parameters(line, message)
+                    if line and message["method"] == "session/new":
+                        line = self._conversation.begin(line, self._handler.take_fork_source())
             if line:
                 self._to_agent.write(line)
 
@@ -257,11 +259,7 @@ class StdioProxy:
         self._handler.prompt_sent(fresh)
 
     def _with_parameters(self, line: bytes, message: dict[str, Any]) -> bytes:
-        """Return a request that opens the conversation, with the agent's parameters.
-
-        Returns:
-            Nothing if the agent cannot take them. acpx has a response then.
-        """
+        """Add the agent's parameters; return nothing, but respond, if it cannot take them."""
         try:
             return with_fields(line, message, self._handler.session_fields)
         except Error as error:
@@ -318,8 +316,7 @@ class StdioProxy:
         if method is None:
             if self.own_requests.handle(message):
                 return False
-            self._handle_response(line, message)
-            return True
+            return self._handle_response(line, message)
         if "id" in message:
             if method == "session/request_permission":
                 self._handler.permission_requested(message["id"], message.get("params"))
@@ -329,20 +326,24 @@ class StdioProxy:
                 return True
             return False
         replayed = self._conversation.is_loading
-        if self._handler.notification_received(line, message, replayed=replayed):
-            return False
-        return not (method == "session/update" and is_withheld(message))
+        is_of_subagent = self._handler.notification_received(line, message, replayed=replayed)
+        return not (is_of_subagent or (method == "session/update" and is_withheld(message)))
 
-    def _handle_response(self, line: bytes, message: dict[str, Any]) -> None:
+    def _handle_response(self, line: bytes, message: dict[str, Any]) -> bool:
+        """Handle a response to acpx. Return whether acpx receives it."""
         request_id = message.get("id")
         if self._is_prompting and request_id == self._prompt_id:
             self._is_prompting = False
             self._handler.response_received(line, message)
         elif (request := self._conversation.request_of(request_id)) is not None:
             method, changes = request
-            result = message.get("result")
-            if "error" in message or not isinstance(result, dict):
-                result = None
+            found = message.get("result")
+            result = found if isinstance(found, dict) and "error" not in message else None
+            if method == FORK and result is None:
+                self._to_agent.write(self._conversation.begin_instead())
+                return False
+            if method == FORK:
+                self._handler.conversation_forked()
             if method in SESSION_METHODS:
                 self._conversation.note_opened(method, result)
                 self._handler.session_opened(result, message.get("error"))
@@ -350,6 +351,7 @@ class StdioProxy:
                 self._handler.request_succeeded(method, changes, result)
             else:
                 self._handler.request_refused(method)
+        return True
 
     def _pause_for_log(self) -> None:
         if self._capacity_wait is None and not self.ended.is_set():
