@@ -1,6 +1,6 @@
 // The actions on one session, for menus and the palette
 import { isArchived, isPinned, projectOf } from './list.js'
-import { promptParts, textOf } from './transcript.js'
+import { promptParts } from './transcript.js'
 import { ask, toast } from './views/dialogs.js'
 import { copyText, say, word } from './views/dom.js'
 import { choice, entry } from './views/menu.js'
@@ -161,7 +161,7 @@ export function sessionActions(app) {
 		]
 	}
 
-	return { turnEntries, entries, policies, change, attempt, keep, phone, archive, pin }
+	return { turnEntries, entries, policies, attempt, keep }
 }
 
 export function save(blob, name) {
@@ -171,5 +171,3 @@ export function save(blob, name) {
 	link.click()
 	setTimeout(() => URL.revokeObjectURL(link.href), 60_000)
 }
-
-export const lastAnswer = ({ turns }) => textOf(turns.at(-1)?.items.findLast(({ kind }) => kind === 'message')?.parts)

@@ -7,14 +7,14 @@ import './keys.js'
 import { menuOf } from './menus.js'
 import { closePane, go, goBeside, route, show, showSide, showSidebar, showWaiting } from './navigation.js'
 import { load } from './parts.js'
-import { forget, made } from './sessions.js'
+import { forget, made, openSession } from './sessions.js'
 import { storage } from './storage.js'
 import './trusted.js' // takes the name of the policy before anything else can
 import { guard } from './views/dom.js'
 import { applyTheme } from './views/theme.js'
 
 Object.assign(app, { go, goBeside, closePane, show, showSide, showSidebar, showWaiting, menuOf })
-Object.assign(app, { load, loadAgents, made, forget, signOut })
+Object.assign(app, { load, loadAgents, made, forget, openSession, signOut })
 app.chooseAgent = name => app.shell.start.chooseAgent(name)
 app.actions = sessionActions(app)
 

@@ -66,8 +66,8 @@ function paletteEntries() {
 	]
 }
 
-export async function openPalette() {
-	let typed = '' // while the palette is loaded
+export async function openPalette(typed = '') {
+	// While the palette is loaded
 	const type = event => {
 		if (event.key.length > 1 || event.ctrlKey || event.metaKey) return
 		typed += event.key

@@ -1,17 +1,18 @@
 // The places of the page: the start, sessions, panels and sides; the address names them
 import { attend, markRead } from './attend.js'
 import { app, currentEntry, fragment } from './context.js'
-import { conversations, load, PANELS, SessionView, SIDES } from './parts.js'
+import { conversations, sides as loadSides, PANELS, panels, SessionView, SIDES } from './parts.js'
 import { openSession, retire } from './sessions.js'
 import { storage } from './storage.js'
 import { toast } from './views/dialogs.js'
 import { say, styles } from './views/dom.js'
 
-function address({ session, beside = [], view }) {
+function address({ session, beside = [], view, group }) {
 	const given = new URLSearchParams()
 	if (session) given.set('session', session)
 	if (session && beside.length) given.set('beside', beside.join(','))
 	if (view) given.set('view', view)
+	if (group) given.set('group', group)
 	return given.size ? `#${given}`.replaceAll('%2C', ',') : location.pathname
 }
 
@@ -25,8 +26,8 @@ export function go(id, beside = []) {
 	return visit({ session: id, beside }, id === app.current && !app.view && String(beside) === String(app.beside))
 }
 
-export function show(view) {
-	visit({ view }, view === app.view)
+export function show(view, group = null) {
+	visit({ view, group }, view === app.view && group === app.group)
 }
 
 export function goBeside(id) {
@@ -49,7 +50,7 @@ export async function route() {
 	const id = (!view && given.get('session')) || null
 	const beside = id && app.wide() ? (given.get('beside') ?? '').split(',').filter(one => one && one !== id) : []
 	if (app.current && app.current !== id) markRead(currentEntry().session)
-	Object.assign(app, { current: id, beside, view })
+	Object.assign(app, { current: id, beside, view, group: given.get('group') })
 	showSidebar(false)
 	const missing = view ? !app.panels[view] && openPanel(view) : id && !SessionView && conversations()
 	if (missing) {
@@ -83,8 +84,9 @@ function arrive() {
 }
 
 async function openPanel(view) {
-	const [module] = await Promise.all([load(PANELS[view]), styles('panels')])
-	app.panels[view] ??= new module.Panel(app)
+	const part = view === 'compare' ? conversations : panels
+	const [module] = await Promise.all([part(), styles('panels')])
+	app.panels[view] ??= new module[PANELS[view]](app)
 }
 
 export function focusMain() {
@@ -103,8 +105,9 @@ export function showSidebar(on = true) {
 export async function showSide(name, on = app.shell.sides[name]?.el.hidden ?? true) {
 	const { sides, el } = app.shell
 	if (on && !sides[name]) {
-		const [view] = await Promise.all([load(() => SIDES[name](() => showSide(name, false))), styles('panels')])
-		if (!sides[name]) el.append((sides[name] = view).el)
+		const [module] = await Promise.all([loadSides(), styles('panels')])
+		sides[name] ??= new module[SIDES[name]](app, () => showSide(name, false))
+		el.append(sides[name].el)
 	}
 	for (const [one, view] of Object.entries(sides))
 		view.show((one === name ? on : on ? false : !view.el.hidden) ? currentEntry().session : null)

@@ -1,20 +1,14 @@
 // Parts of the page that are loaded when they are first needed
-import { app } from './context.js'
 import { toast } from './views/dialogs.js'
 import { say, styles } from './views/dom.js'
 
 // Each is shown in place of a session
-export const PANELS = {
-	board: () => import('./views/board.js'),
-	agents: () => import('./views/agents.js'),
-	admin: () => import('./views/admin.js')
-}
+export const PANELS = { board: 'BoardPanel', agents: 'AgentsPanel', admin: 'AdminPanel', compare: 'ComparePanel' }
+export const panels = () => load(() => import('./views/panels.js'))
 
 // Views at the right, of which at most one is shown
-export const SIDES = {
-	frames: async close => new (await import('./views/frames.js')).FramesView(close),
-	changes: async close => new (await import('./views/changes.js')).ChangesView(app, close)
-}
+export const SIDES = { frames: 'FramesView', changes: 'ChangesView' }
+export const sides = () => load(() => import('./views/sides.js'))
 
 export async function load(part) {
 	try {
@@ -29,9 +23,11 @@ export const popups = () => load(() => import('./views/popups.js'))
 
 export let SessionView = null
 
-// The views of a conversation: a first visit shows its start page without them
+// The views of conversations: a first visit shows its start page without them
 export async function conversations() {
-	SessionView ??= (await load(() => import('./views/sessionview.js'))).SessionView
+	const module = await load(() => import('./views/conversations.js'))
+	SessionView = module.SessionView
+	return module
 }
 
 // Loads them at the first movement or key, before they are needed

@@ -29,7 +29,7 @@ export function openSession(id, state = app.list.states.get(id)) {
 			files: (folder, levels) => api.files(id, folder, levels),
 			focused: () => focusPane(id),
 			closePane: () => app.closePane(id),
-			phone: () => actions.phone(session),
+			compare: () => app.show('compare', session.state.meta.compare),
 			review: () => {
 				focusPane(id)
 				app.showSide('changes')
@@ -101,12 +101,17 @@ export async function made(options) {
 // The same prompt to several agents, side by side
 export async function compare(options, agents, { prompt, files }) {
 	const group = crypto.getRandomValues(new Uint32Array(1))[0].toString(36)
-	const states = []
 	await conversations()
-	for (const agent of agents) states.push(await made({ ...options, agent, meta: { compare: group } }))
+	const asked = agents.map(agent => made({ ...options, agent, meta: { compare: group } }))
+	const results = await Promise.allSettled(asked)
+	const states = results.flatMap(one => (one.status === 'fulfilled' ? one.value : []))
+	const [failure] = results.flatMap(one => (one.status === 'rejected' ? one.reason : []))
+	if (!states.length) throw failure
+	if (failure) toast(failure.message)
 	for (const state of states) openSession(state.session_id, state).session.send({ prompt, files })
 	const [first, ...others] = states.map(one => one.session_id)
-	app.go(first, others)
+	if (app.wide()) app.go(first, others)
+	else app.show('compare', group)
 }
 
 async function createLike({ id, state }, message) {

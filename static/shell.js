@@ -28,7 +28,6 @@ export function buildShell(shared) {
 		menu: settingsMenu,
 		palette: openPalette,
 		more: () => app.list.loadMore().catch(error => toast(error.message)),
-		search: text => app.api.search(text),
 		choice: storage.preferences().list ?? {},
 		choose: list => {
 			storage.savePreferences({ list })

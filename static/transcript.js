@@ -411,6 +411,13 @@ export function textOf(parts) {
 		.join('')
 }
 
+/** @param {Props} turn */
+export const answerOf = ({ items }) =>
+	items
+		.filter(({ kind }) => kind === 'message')
+		.map(({ parts }) => textOf(parts))
+		.join('\n\n')
+
 const LOOKS = new Set(['read', 'search', 'fetch', 'think', 'switch_mode'])
 
 export const explores = ({ kind, toolKind }) => kind === 'tool' && (toolKind === 'read' || toolKind === 'search')

@@ -11,7 +11,7 @@ import { PanelPage, pill } from './panel.js'
 const PAGE = 200
 const KEYS = ['input_tokens', 'output_tokens', 'cached_read_tokens', 'thought_tokens']
 
-export class Panel extends PanelPage {
+export class AdminPanel extends PanelPage {
 	constructor(app) {
 		super(app, 'Administration')
 		this.leave = iconButton('quiet', 'leave', 'Forget token', () => this.#forget(), { hidden: '' })

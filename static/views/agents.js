@@ -9,7 +9,7 @@ import { PanelPage, pill } from './panel.js'
 const COMMAND = /^(npm|npx|pnpm|pip|pipx|uv|uvx|curl|brew|cargo|go|apt) /
 const KNOWN = ['claude', 'codex', 'gemini', 'opencode', 'qwen', 'copilot'] // first of those to install
 
-export class Panel extends PanelPage {
+export class AgentsPanel extends PanelPage {
 	constructor(app) {
 		super(app, 'Agents')
 		this.checkWords = h('span', { text: 'Check again' })

@@ -16,7 +16,7 @@ const GROUPS = [
 	['finished', say('finished')]
 ]
 
-export class Panel extends PanelPage {
+export class BoardPanel extends PanelPage {
 	constructor(app) {
 		super(app, 'Board')
 		this.tiles = new Map()

@@ -6,7 +6,7 @@ import { plural } from './format.js'
 const SHOWN = 300
 
 export class FramesView extends View {
-	constructor(onclose) {
+	constructor(_, onclose) {
 		super('frames', { rows: new WeakMap() })
 		this.close.before(
 			copyButton(

@@ -1,5 +1,6 @@
 import { nameOf, projectOf } from '../list.js'
 import { spell } from '../marks.js'
+import { record } from '../normalise.js'
 import { totals } from '../patch.js'
 import { linkTo, Paths } from '../paths.js'
 import { titleOf } from './calltitle.js'
@@ -22,6 +23,7 @@ export class SessionView extends View {
 		this.usage.after(menuButton(this.policy, on.policies), menuButton(this.more, on.entries))
 		this.pane.onclick = on.closePane
 		this.keep.onclick = on.keep
+		this.compared.onclick = on.compare
 		this.el.addEventListener('focusin', on.focused)
 		setText(this.greeting, `A new conversation with ${session.agent}`)
 
@@ -223,6 +225,7 @@ export class SessionView extends View {
 			silent && word('fact', 'silent')
 		]
 		setText(this.facts, dotted(facts))
+		this.compared.hidden = typeof record(state?.meta).compare !== 'string'
 		this.policy.hidden = gone || !state?.permission
 		const policy = word('permission', state?.permission) ?? ''
 		setText(this.policyName, policy)

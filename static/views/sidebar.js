@@ -5,7 +5,6 @@ import { ago, dotted } from './format.js'
 import { choice, menuButton } from './menu.js'
 
 const SHOWN = 200 // rows, before "Show more"
-const SEARCH_AFTER = 250 // ms after the last key
 
 export class Sidebar extends View {
 	constructor(on) {
@@ -16,13 +15,11 @@ export class Sidebar extends View {
 			sessions: null,
 			shown: [],
 			marked: null,
-			hits: [],
 			limit: SHOWN,
 			choice: { by: 'time', ...on.choice }
 		})
 		this.find.oninput = () => {
 			this.#mark(0)
-			this.#searchSoon()
 		}
 		this.find.onfocus = () => this.#mark(0)
 		this.find.onblur = () => this.#mark(null)
@@ -31,12 +28,12 @@ export class Sidebar extends View {
 		this.skip.onclick = on.skip
 		this.hide.onclick = on.hide
 		this.begin.onclick = () => on.open(null)
-		this.palette.onclick = on.palette
+		this.palette.onclick = () => on.palette()
 		this.board.onclick = () => on.view('board')
 		this.foot.append(menuButton(this.settings, on.menu))
 		this.search.append(menuButton(this.sort, () => this.#sorting()))
 		this.older = h('button.quiet.wide.older', { onclick: () => this.#older(), text: 'Show more' })
-		this.found = h('div.found')
+		this.said = h('button.quiet.wide.older', { onclick: () => on.palette(this.find.value), text: say('said_in') })
 	}
 
 	focus() {
@@ -92,7 +89,6 @@ export class Sidebar extends View {
 
 	#clear() {
 		this.find.value = ''
-		this.hits = []
 		this.#mark(null)
 	}
 
@@ -100,20 +96,6 @@ export class Sidebar extends View {
 		this.marked = index
 		this.#draw()
 		if (index !== null) this.rows.get(this.shown[index]?.id)?.el.scrollIntoView({ block: 'nearest' })
-	}
-
-	// The full-text search
-	#searchSoon() {
-		clearTimeout(this.searching)
-		const wanted = this.find.value.trim()
-		this.hits = []
-		if (wanted.length < 2) return
-		this.searching = setTimeout(async () => {
-			const hits = await this.on.search(wanted).catch(() => [])
-			if (this.find.value.trim() !== wanted) return
-			this.hits = hits
-			this.#draw()
-		}, SEARCH_AFTER)
 	}
 
 	#draw() {
@@ -138,7 +120,7 @@ export class Sidebar extends View {
 				const drawn = rows.filter(one => visible.has(one))
 				return drawn.length ? [this.#heading(group), ...drawn.map(one => this.#row(one, one.id === marked))] : []
 			}),
-			...(wanted ? [this.#said()] : []),
+			...(wanted ? [this.said] : []),
 			...(all.length > this.limit || this.place.more ? [this.older] : [])
 		])
 		this.#keepShown()
@@ -146,7 +128,7 @@ export class Sidebar extends View {
 		setText(this.busy, busy || '')
 		this.board.ariaCurrent = this.place.view === 'board' ? 'page' : 'false'
 		const none = this.choice.archived ? 'The archive is empty.' : say('your')
-		setText(this.note, this.shown.length || this.hits.length ? '' : wanted ? 'No session matches.' : none)
+		setText(this.note, this.shown.length ? '' : wanted ? 'No session matches.' : none)
 	}
 
 	// Rows of deleted sessions
@@ -169,30 +151,6 @@ export class Sidebar extends View {
 			text: group.startsWith('/') ? nameOf(group) : group
 		})
 		return headings[group]
-	}
-
-	#said() {
-		const shown = JSON.stringify(this.hits)
-		if (shown !== this.saidShown) {
-			this.saidShown = shown
-			const hits = this.hits.map(({ session_id: id, title, snippet }) =>
-				h(
-					'a.hit',
-					{
-						href: `#session=${id}`,
-						onmousedown: event => event.preventDefault(),
-						onclick: event => {
-							event.preventDefault()
-							this.#open(id)
-						}
-					},
-					h('b.ellipsis', { text: title || 'Untitled' }),
-					h('span', { dir: 'auto', text: snippet })
-				)
-			)
-			this.found.replaceChildren(...(hits.length ? [h('h2', { text: say('said_in') }), ...hits] : []))
-		}
-		return this.found
 	}
 
 	#row(session, marked) {

@@ -150,7 +150,7 @@ export class StartView extends View {
 		const { project, worktree } = this.choice
 		const name = project && nameOf(project)
 		const button = h(
-			`button.project-picker${project ? '' : '.unset'}`,
+			`button.picker.project-picker${project ? '' : '.unset'}`,
 			{
 				label: `Project: ${name ? spell(name) + (worktree ? ' · worktree' : '') : 'New folder'}`,
 				title: project ? spell(project) : say('the_folder'),

@@ -1,4 +1,4 @@
-import { changedPaths, explores, promptParts, textOf } from '../transcript.js'
+import { answerOf, changedPaths, explores, promptParts } from '../transcript.js'
 import { titleOf } from './calltitle.js'
 import { copyButton } from './code.js'
 import { guard, h, icon, say, setText, template, uid, View, word } from './dom.js'
@@ -176,8 +176,7 @@ export class TurnView extends View {
 
 	#facts() {
 		this.el.classList.toggle('withdrawn', Boolean(this.turn.withdrawn))
-		const { startedAt, durationMs, usage, items } = this.turn
-		const messages = items.filter(({ kind }) => kind === 'message')
+		const { startedAt, durationMs, usage } = this.turn
 		const files = this.turn.files ?? changedPaths(this.turn).size
 		const words = dotted([
 			files > 0 && `${plural(files, 'file')} changed`,
@@ -185,12 +184,11 @@ export class TurnView extends View {
 			usage?.totalTokens && `${compact(usage.totalTokens)} tokens`,
 			money(usage?.cost)
 		])
-		const answer = () => messages.map(({ parts }) => textOf(parts)).join('\n\n')
 		return h(
 			'p.facts',
 			{ title: new Date(startedAt).toLocaleString() },
 			words,
-			messages.length > 0 && copyButton(answer, 'Copy answer'),
+			answerOf(this.turn) && copyButton(() => answerOf(this.turn), 'Copy answer'),
 			this.turn.prompt && this.#more()
 		)
 	}

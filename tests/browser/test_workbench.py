@@ -46,6 +46,18 @@ async def choose_and_compare(tab: Tab, client: Client, projects: Path) -> None:
     await expect(panes.locator(".facts:not(.working)")).to_have_count(2)
     await tab.axe("side by side")
     await tab.picture("side-by-side")
+    # Compared by their results.
+    await tab.button("Compare", exact=True).first.click()
+    results = page.locator(".compared")
+    await expect(results).to_have_count(2)
+    await expect(results.locator(".md")).to_have_count(2)
+    await expect(results.get_by_text("fastest")).to_have_count(1)
+    await tab.axe("compare")
+    await tab.picture("compare")
+    await page.reload()
+    await expect(results.locator(".md")).to_have_count(2)
+    await page.go_back()
+    await expect(panes).to_have_count(2)
     listed = (await client.get("/sessions"))[1]["sessions"]
     assert sorted(one["agent"] for one in listed) == ["demo", "mock"]
     assert {one["cwd"] for one in listed} == {str(projects / "website")}

@@ -147,7 +147,10 @@ async def test_drafts_survive_history_undo_sign_out_and_forbidden_storage(
 
 @pytest.mark.parametrize(
     ("address", "awaited"),
-    [("token={token}&session={session}", r"/sessions\?"), ("session={session}", "sessionview")],
+    [
+        ("token={token}&session={session}", r"/sessions\?"),
+        ("session={session}", r"/static/(p-|views/)"),
+    ],
     ids=["signs-in", "first-conversation"],
 )
 async def test_page_takes_no_prompt_before_it_shows_the_session_of_its_address(

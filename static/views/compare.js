@@ -1,0 +1,94 @@
+// Sessions with the same prompt, compared by their results
+import { record } from '../normalise.js'
+import { answerOf, promptParts } from '../transcript.js'
+import { filled, h, setChildren, setText } from './dom.js'
+import { compact, dotted, duration, money, plural } from './format.js'
+import { MarkdownView } from './markdown.js'
+import { PanelPage, pill } from './panel.js'
+
+const FILES = 30
+
+export class ComparePanel extends PanelPage {
+	constructor(app) {
+		super(app, 'Compare')
+		this.cards = new Map()
+		this.asked = h('p.lede.plain', { dir: 'auto' })
+		this.grid = h('div.compare')
+		this.body.append(this.asked, this.grid)
+	}
+
+	update() {
+		const { app } = this
+		const states = [...app.list.states.values()].filter(({ meta }) => record(meta).compare === app.group)
+		const results = states
+			.sort((a, b) => a.created_at - b.created_at)
+			.map(({ session_id: id }) => resultOf(app.openSession(id).session))
+		setText(
+			this.asked,
+			results[0] ? promptParts(results[0].turn.prompt).text.slice(0, 300) : 'There is nothing to compare.'
+		)
+		const ended = results.length > 1 && results.every(({ done }) => done)
+		const least = name => ended && Math.min(...results.map(one => one[name] || Infinity))
+		const [fastest, cheapest] = [least('ms'), least('amount')]
+		setChildren(
+			this.grid,
+			results.map(one => this.#card(one, [one.ms === fastest && 'fastest', one.amount === cheapest && 'cheapest']))
+		)
+	}
+
+	#card(result, best) {
+		const { session, state, facts, answer, files } = result
+		const shown = JSON.stringify([state, facts, answer, files, best])
+		const known = this.cards.get(session.id)
+		if (known?.shown === shown) return known.el
+		const title = `${session.agent}${session.state?.model ? ` · ${session.state.model}` : ''}`
+		const {
+			el,
+			open,
+			answer: box,
+			list
+		} = filled('compared', { title, facts, files: files.length ? plural(files.length, 'file') : '' })
+		el.dataset.state = state
+		el.ariaLabel = box.ariaLabel = title
+		open.before(...best.filter(Boolean).map(words => pill('ok', words)))
+		open.onclick = () => this.app.go(session.id)
+		box.append(answer ? new MarkdownView(answer).el : '')
+		list.append(...files.slice(0, FILES).map(fileRow))
+		this.cards.set(session.id, { el, shown })
+		return el
+	}
+}
+
+const fileRow = ({ path, additions, deletions }) =>
+	h(
+		'li',
+		{},
+		h('code.ellipsis', { text: path, title: path }),
+		additions != null &&
+			h('span.stat', {}, h('span.plus', { text: `+${additions}` }), h('span.minus', { text: `−${deletions}` }))
+	)
+
+function resultOf(session) {
+	const { model, running, waiting, changed } = session
+	/** @type {Props} */
+	const turn = model.turns[0] ?? { prompt: '', items: [] }
+	const { amount } = turn.usage?.cost ?? {}
+	const done = Boolean(turn.stopReason)
+	const facts = [
+		waiting ? 'waits for you' : !done ? 'working' : turn.stopReason !== 'end_turn' && turn.stopReason,
+		duration(turn.durationMs ?? 0),
+		turn.usage?.totalTokens && `${compact(turn.usage.totalTokens)} tokens`,
+		money(turn.usage?.cost)
+	]
+	return {
+		session,
+		turn,
+		done,
+		ms: turn.durationMs,
+		amount,
+		files: changed,
+		answer: done ? answerOf(turn) || turn.error?.message || 'No answer.' : '',
+		state: waiting ? 'waiting' : running ? 'running' : 'finished',
+		facts: dotted(done ? facts : facts.slice(0, 1))
+	}
+}

@@ -1,0 +1,3 @@
+// The views at the right, which load together
+export { ChangesView } from './changes.js'
+export { FramesView } from './frames.js'
