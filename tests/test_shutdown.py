@@ -10,6 +10,7 @@ import aiohttp
 import pytest
 
 from .conftest import Spawn
+from .support.engine import only_sqlite
 from .support.harness import Client, descendants, eventually, is_running, new_client, script
 
 
@@ -40,6 +41,7 @@ async def test_running_turn_finishes_and_is_stored(
 
 
 @pytest.mark.slow
+@only_sqlite
 async def test_unfinished_turn_ends_as_server_restarted(
     spawn: Spawn, http: aiohttp.ClientSession
 ) -> None:

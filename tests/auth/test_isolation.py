@@ -6,8 +6,9 @@ import asyncio
 import uuid
 from typing import Any
 
-import aiosqlite
 import pytest
+
+from server.storage.database import Database
 
 from ..support.harness import Json, LocalServer, script
 
@@ -18,15 +19,15 @@ async def test_session_of_another_app_is_indistinguishable_from_unknown_session(
     owner, other = await server.client("owner"), await server.client("other")
     session = await owner.create()
     queries: list[str] = []
-    execute = aiosqlite.Connection.execute_fetchall
+    fetch = Database.fetch
 
-    async def record(connection: aiosqlite.Connection, sql: str, *parameters: Any) -> Any:
+    async def record(database: Database, sql: str, *parameters: Any) -> Any:
         task = asyncio.current_task()
         if task is None or task.get_name() != "search-index":
             queries.append(sql)
-        return await execute(connection, sql, *parameters)
+        return await fetch(database, sql, *parameters)
 
-    monkeypatch.setattr(aiosqlite.Connection, "execute_fetchall", record)
+    monkeypatch.setattr(Database, "fetch", record)
     responses: list[tuple[int, Json, list[str]]] = []
     for session_id in (session, str(uuid.uuid4())):
         queries.clear()

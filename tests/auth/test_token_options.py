@@ -8,6 +8,7 @@ import pytest
 
 from ..conftest import Serve
 from ..support import runs
+from ..support.engine import only_sqlite
 from ..support.harness import Client, LocalServer, eventually, failure, mock_agent, run_step
 
 SECRET = "hunter2-hunter2"
@@ -58,6 +59,7 @@ async def test_change_of_a_token_needs_a_known_name_and_a_field(server: LocalSer
     failure(await client.call("PATCH", "/admin/tokens/shop", {"env": {}}), 403, "forbidden")
 
 
+@only_sqlite
 async def test_variables_of_session_precede_those_of_token_and_server(serve: Serve) -> None:
     agents = {"mock": mock_agent(ONE="server", TWO="server", THREE="server")}
     server = await serve(agents=agents, prewarmed_agents=1)

@@ -31,6 +31,7 @@ from server.storage.usage import UsageQueries
 from server.storage.writer import DatabaseWriter
 
 from ..conftest import Serve, Spawn
+from ..support.engine import only_sqlite
 from ..support.harness import ADMIN, Client, LocalServer, failure, new_client, script
 
 
@@ -139,6 +140,7 @@ async def test_tokens_survive_restart_and_deleted_tokens_do_not(serve: Serve) ->
 # Storage and logs.
 
 
+@only_sqlite
 async def test_only_hash_of_token_is_stored(serve: Serve, tmp_path: Path) -> None:
     data = tmp_path / "data"
     server = await serve(data_dir=data)

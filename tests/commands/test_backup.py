@@ -15,11 +15,13 @@ import pytest
 from server.storage.drivers.sqlite_files import copy_database
 
 from ..conftest import Spawn
+from ..support.engine import only_sqlite
 from ..support.harness import ROOT, Client, new_client, run_program
 from ..support.operator import Operator, exit_status
 
 
 @pytest.mark.slow
+@only_sqlite
 async def test_backup_of_running_server_is_restored(
     operator: Operator, spawn: Spawn, http: aiohttp.ClientSession, tmp_path: Path
 ) -> None:

@@ -9,7 +9,9 @@ import pytest
 
 from server.outbox.push_crypto import MAX_PUSH_BYTES, encrypt, from_base64url
 
+from ..conftest import Serve
 from ..support.client import failure
+from ..support.engine import only_sqlite
 from ..support.harness import Client, LocalServer, eventually, local_server, script
 from ..support.push_service import PushService, check_authorization
 from .conftest import LOCAL
@@ -116,6 +118,11 @@ async def test_key_signs_the_requests_and_outlives_the_server(
             assert claims["k"] == reply["key"]
             keys.add(reply["key"])
     assert len(keys) == 1
+
+
+@only_sqlite
+async def test_file_of_the_key_is_private(serve: Serve, tmp_path: Path) -> None:
+    await serve()
     assert b"PRIVATE" not in (tmp_path / "data" / "clawdforge.db").read_bytes()
     assert (tmp_path / "data" / "clawdforge.db").stat().st_mode & 0o777 == 0o600
 

@@ -14,8 +14,8 @@ from server.sessions.removal import SessionRemover
 
 from ..conftest import Serve, Spawn
 from ..support.client import failure, new_client
+from ..support.engine import stored_rows
 from ..support.harness import Client, Clock, LocalServer, eventually, script
-from ..support.rows import ask
 from ..support.runs import upload
 from .test_sweeper import HARD, IDLE, audit, events, rows, sweep, traces
 
@@ -311,11 +311,11 @@ async def test_server_killed_during_purges_leaves_nothing_half_done(
     await asyncio.gather(*purges, return_exceptions=True)
     again = await spawn()
     client = Client(again.url, client.token, client.http)
-    database = tmp_path / "data" / "clawdforge.db"
-    assert ask(database, "SELECT id FROM sessions WHERE removed_at IS NOT NULL") == []
+    database = tmp_path / "data"
+    assert stored_rows(database, "SELECT id FROM sessions WHERE removed_at IS NOT NULL") == []
     left = {state["session_id"] for state in (await client.get("/sessions"))[1]["sessions"]}
     for session in sessions:
-        done = ask(
+        done = stored_rows(
             database,
             f"SELECT 1 FROM session_events WHERE session_id = '{session}'"
             " AND event = 'hard_delete'",

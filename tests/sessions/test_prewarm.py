@@ -14,6 +14,7 @@ import pytest
 from server.storage.writer import DatabaseWriter
 
 from ..conftest import Serve, Spawn
+from ..support.engine import only_sqlite
 from ..support.harness import (
     MOCKS,
     Client,
@@ -55,6 +56,7 @@ async def history(client: Client, session: str) -> list[str]:
     return said[:-1]
 
 
+@only_sqlite
 async def test_new_session_takes_over_a_prewarmed_agent(serve: Serve, tmp_path: Path) -> None:
     pids = tmp_path / "pids"
     server = await serve(
@@ -108,6 +110,7 @@ async def test_other_request_gets_an_agent_of_its_own(serve: Serve, tmp_path: Pa
     assert await client.create("mock", permission="ask", meta={"n": 1}) == agent.id
 
 
+@only_sqlite
 async def test_evicted_prewarmed_agent_leaves_nothing(
     serve: Serve,
 ) -> None:
@@ -137,6 +140,7 @@ async def test_evicted_prewarmed_agent_leaves_nothing(
     assert await history(client, asleep[0]) == [f"hello {asleep[0]}"]
 
 
+@only_sqlite
 async def test_session_with_a_prewarmed_agent_is_evictable_for_a_waiting_prompt(
     serve: Serve, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -187,6 +191,7 @@ async def test_prewarmed_agent_that_does_not_start_affects_no_session(serve: Ser
 
 
 @pytest.mark.slow
+@only_sqlite
 async def test_prewarmed_agents_of_a_killed_server_leave_nothing(
     spawn: Spawn, tmp_path: Path
 ) -> None:
@@ -211,6 +216,7 @@ async def test_prewarmed_agents_of_a_killed_server_leave_nothing(
     assert len(left) == 1
 
 
+@only_sqlite
 async def test_prewarmed_agents_get_the_capabilities_of_the_newest_sessions(serve: Serve) -> None:
     server = await serve(prewarmed_agents=1)
     client = await server.client()

@@ -14,6 +14,7 @@ import pytest_asyncio
 
 from ..conftest import Serve, Spawn, spawning
 from ..support.acp_client import connect
+from ..support.engine import only_sqlite
 from ..support.harness import Client, Json, Socket, http_session, new_client, script, texts_of
 from ..support.runs import upload
 
@@ -237,6 +238,7 @@ async def acp_client_gets_all_earlier_updates_again(client: Client) -> Scenario:
     assert '"before"' in again.text()
 
 
+@only_sqlite
 async def test_data_folder_can_be_moved(serve: Serve, tmp_path: Path) -> None:
     server = await serve()
     client = await server.client()

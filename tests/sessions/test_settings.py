@@ -23,6 +23,7 @@ from server.storage.writer import DatabaseWriter
 
 from ..conftest import Serve, Spawn
 from ..support.acp_client import ResponseError, connect
+from ..support.engine import only_sqlite
 from ..support.harness import (
     Client,
     Clock,
@@ -223,6 +224,7 @@ async def test_settings_are_in_force_after_server_was_killed(
     assert await notices(client, session) == RESTORED
 
 
+@only_sqlite
 async def test_prewarmed_agent_gets_the_settings_of_its_session(serve: Serve) -> None:
     server = await serve(
         agents={"mock": mock_agent("--modes")}, default_agent="mock", prewarmed_agents=1

@@ -3,10 +3,8 @@
 from __future__ import annotations
 
 import asyncio
-import contextlib
 import json
 import os
-import sqlite3
 import stat
 from collections.abc import Awaitable, Callable
 from pathlib import Path
@@ -26,6 +24,7 @@ from server.storage.database import Database
 from server.storage.queries import Queries
 
 from ..conftest import Serve
+from ..support.engine import only_sqlite, stored_rows
 from ..support.harness import TIMEOUT_SECS, Client, Clock, LocalServer, eventually, script
 from ..support.runs import upload
 
@@ -49,9 +48,7 @@ async def sweep(server: LocalServer) -> None:
 
 
 def rows(server: LocalServer, sql: str, *parameters: Any) -> list[tuple[Any, ...]]:
-    path = server.services.settings.data_dir / "clawdforge.db"
-    with contextlib.closing(sqlite3.connect(path)) as database:
-        return database.execute(sql, parameters).fetchall()
+    return stored_rows(server.services.settings.data_dir, sql, *parameters)
 
 
 def audit(server: LocalServer, session: str) -> list[tuple[str, dict[str, Any]]]:
@@ -590,6 +587,7 @@ def test_folders_without_permissions_are_removed(tmp_path: Path) -> None:
 # Sessions outside the cache.
 
 
+@only_sqlite
 async def test_turn_of_an_uncached_session_is_counted_and_drained(
     serve: Serve, clock: Clock
 ) -> None:

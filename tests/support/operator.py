@@ -12,6 +12,8 @@ import pytest
 
 from server import command_line, logs
 
+from .engine import engine_variables
+
 
 def exit_status(argv: Sequence[str]) -> int:
     """Run the command line in this process. Returns its exit status."""
@@ -38,7 +40,8 @@ class Operator:
         ):
             patch.setattr(logs, "set_up", lambda settings: None)
             patch.chdir(self.data_dir.parent)  # without a developer's .env
-            for name, value in {"DATA_DIR": str(self.data_dir), **variables}.items():
+            own = {"DATA_DIR": str(self.data_dir), **engine_variables(self.data_dir)}
+            for name, value in {**own, **variables}.items():
                 patch.setenv(f"CLAWDFORGE_{name}", value)
             ended = await asyncio.to_thread(exit_status, argv)
         out.seek(0)

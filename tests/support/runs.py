@@ -3,11 +3,9 @@
 from __future__ import annotations
 
 import asyncio
-import contextlib
 import dataclasses
 import io
 import json
-import sqlite3
 import sys
 from pathlib import Path
 from typing import Any
@@ -16,6 +14,7 @@ import aiohttp
 
 from server.storage.rows import RunRow
 
+from .engine import stored_rows
 from .harness import ROOT, Client, Json, LocalServer, eventually, is_running
 
 KEYS = {"ok", "result", "duration_ms", "stop_reason"}
@@ -62,8 +61,7 @@ async def fail(client: Client, prompt: str, **body: Any) -> Json:
 def read_rows(data_dir: Path) -> list[RunRow]:
     """The rows of all runs, by their start."""
     columns = ", ".join(field.name for field in dataclasses.fields(RunRow))
-    with contextlib.closing(sqlite3.connect(data_dir / "clawdforge.db")) as database:
-        found = database.execute(f"SELECT {columns} FROM runs ORDER BY rowid").fetchall()
+    found = stored_rows(data_dir, f"SELECT {columns} FROM runs ORDER BY started_at")
     return [RunRow(*row) for row in found]
 
 

@@ -34,7 +34,7 @@ from server.web.sse import STREAM_KEEP_ALIVE_SECS
 from server.ws.incoming import INCOMING_LIMITS, IncomingLimits
 
 from .client import ADMIN, Client, http_session
-from .engine import engine_settings
+from .engine import engine_settings, engine_variables
 from .mock_agents import MOCK, MOCKS
 from .processes import ROOT
 from .sandboxes import TEST_LEVEL
@@ -225,7 +225,7 @@ async def start_server(
         "DATA_DIR": str(data_dir),
         "PORT": "0",
         "ADMIN_TOKEN": ADMIN,
-        **{name.upper(): str(value) for name, value in engine_settings(data_dir).items()},
+        **engine_variables(data_dir),
         "AGENTS": json.dumps(agents),
         "DEFAULT_AGENT": "mock",
         "MIN_FREE_BYTES": "0",

@@ -13,6 +13,7 @@ import aiohttp
 import pytest
 
 from ..conftest import Serve
+from ..support.engine import only_sqlite
 from ..support.harness import Client, Clock, Json, LocalServer, failure, texts_of
 
 BOUNDARY = "the-boundary"
@@ -121,6 +122,7 @@ async def test_number_of_files_per_app_is_limited(serve: Serve) -> None:
     failure(await upload(client, b"x"), 429, "rate_limited")
 
 
+@only_sqlite
 async def test_start_deletes_unfinished_uploads(serve: Serve) -> None:
     server = await serve()
     client = await server.client()

@@ -5,7 +5,6 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import json
-import sqlite3
 from collections.abc import AsyncIterator
 from pathlib import Path
 from typing import Any
@@ -17,6 +16,7 @@ import pytest_asyncio
 from server.agents.catalog import find_node
 
 from ..conftest import Serve
+from ..support.engine import stored_rows
 from ..support.harness import (
     ROOT,
     TIMEOUT_SECS,
@@ -259,11 +259,7 @@ async def test_head_of_stream_has_no_body(server: LocalServer, client: Client) -
 async def test_stream_of_deleted_log_is_aborted(server: LocalServer, client: Client) -> None:
     session = await session_with_turns(client, 1)
     await client.delete(f"/sessions/{session}")
-    with contextlib.closing(
-        sqlite3.connect(server.services.settings.data_dir / "clawdforge.db")
-    ) as other:
-        other.execute("DELETE FROM log")
-        other.commit()
+    stored_rows(server.services.settings.data_dir, "DELETE FROM log")
     async with stream(client, f"/sessions/{session}/events") as events:
         with pytest.raises(aiohttp.ClientPayloadError):
             await events.rest()
