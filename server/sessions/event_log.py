@@ -151,6 +151,11 @@ class LogReader:
         self._is_deleted = True
         self._notify()
 
+    @property
+    def has_gone_back(self) -> bool:
+        """Whether the database has lost entries of this log, so that nobody may follow it here."""
+        return False
+
     def recent(self, after: int) -> list[Batch] | None:
         """The batches after a position from the ring; None if the ring begins later."""
         if after >= self.head:

@@ -8,6 +8,8 @@ database. A notification may be lost, so the heads are also read once a second.
 from __future__ import annotations
 
 import asyncio
+import contextlib
+import dataclasses
 import logging
 from collections.abc import Callable, Sequence
 from typing import Any
@@ -30,6 +32,19 @@ FOLLOW = "follow-heads"
 _CLOSED = b'{"type":"session_closed",'
 
 
+@dataclasses.dataclass(frozen=True)
+class LossWatch:
+    """Notices that the database has lost entries that were seen.
+
+    Attributes:
+        failovers: returns the number of failovers of the database since the start.
+        on_loss: called for each log that has gone back.
+    """
+
+    failovers: Callable[[], int]
+    on_loss: Callable[[], None]
+
+
 class FollowedLog(LogReader):
     """The log of a session that another node runs.
 
@@ -38,9 +53,20 @@ class FollowedLog(LogReader):
     """
 
     def __init__(
-        self, shared: EventLogs, number: int, head: int, *, is_complete: bool, queries: Queries
+        self,
+        shared: EventLogs,
+        number: int,
+        head: int,
+        *,
+        is_complete: bool,
+        queries: Queries,
+        losses: LossWatch,
     ) -> None:
         super().__init__(shared, number, head)
+        self._losses = losses
+        self._checked_failovers = losses.failovers()
+        self._has_gone_back = False
+        self._last_line: int | None = None  # a hash
         self.is_complete = is_complete
         self._known_head = head
         self._queries = queries
@@ -50,6 +76,41 @@ class FollowedLog(LogReader):
     def number(self) -> int:
         """The number of the session."""
         return self._number
+
+    @property
+    def has_gone_back(self) -> bool:
+        return self._has_gone_back
+
+    async def remember(self) -> None:
+        """Read the last entry, by which :meth:`check` recognises the log."""
+        head = self.head
+        with contextlib.suppress(DatabaseError):
+            line = await self._line_at(head)
+            if self.head == head:
+                self._last_line = hash(line)
+
+    async def check(self) -> None:
+        """Check after a failover of the database that it still has the entries that were seen.
+
+        An entry contains its time, so if the last one is the same, all before it are.
+
+        Raises:
+            DatabaseError: the database cannot be read.
+        """
+        failovers = self._losses.failovers()
+        if failovers == self._checked_failovers or self._has_gone_back:
+            return
+        head, last_line = self.head, self._last_line
+        if head and hash(await self._line_at(head)) != last_line:
+            self._has_gone_back = True
+            self._losses.on_loss()
+        self._checked_failovers = failovers
+
+    async def _line_at(self, position: int) -> bytes:
+        rows = await self._queries.read_log(self._number, position - 1, 1)
+        if not rows or not rows[0].first_seq <= position <= rows[0].last_seq:
+            return b""
+        return rows[0].body.split(b"\n")[position - rows[0].first_seq]
 
     def note_head(self, head: int) -> None:
         """Read the entries up to *head*, and notify the subscribers."""
@@ -62,6 +123,7 @@ class FollowedLog(LogReader):
         if rows:
             last = rows[-1].body.rpartition(b"\n")[2]
             self.is_complete = last.startswith(_CLOSED)
+            self._last_line = hash(last)
         super().publish(rows)
 
     async def _read_new(self) -> None:
@@ -71,9 +133,12 @@ class FollowedLog(LogReader):
                     rows = await self._queries.read_log(
                         self._number, self.head, self._limits.page_bytes
                     )
+                    await self.check()
                 except DatabaseError:
                     await asyncio.sleep(READ_AGAIN_SECS)
                     continue
+                if self._has_gone_back:
+                    return
                 if not rows:
                     self._known_head = self.head  # the log was deleted, or has gone back
                     return
@@ -83,9 +148,16 @@ class FollowedLog(LogReader):
 
 
 class LogFollower:
-    """The logs that this node follows."""
+    """The logs that this node follows.
 
-    def __init__(self, node: ClusterNode, logs: EventLogs, queries: Queries) -> None:
+    Args:
+        losses: learns of logs that have gone back.
+    """
+
+    def __init__(
+        self, node: ClusterNode, logs: EventLogs, queries: Queries, losses: LossWatch
+    ) -> None:
+        self._losses = losses
         self._node = node
         self._logs = logs
         self._queries = queries
@@ -105,11 +177,18 @@ class LogFollower:
 
     def open(self, number: int, head: int, *, is_complete: bool) -> FollowedLog:
         """The log of a session that another node runs; the one that is followed, if it is."""
-        if number in self._followed:
+        if number in self._followed and not self._followed[number][1].has_gone_back:
             log = self._followed[number][1]
             log.note_head(head)
             return log
-        return FollowedLog(self._logs, number, head, is_complete=is_complete, queries=self._queries)
+        return FollowedLog(
+            self._logs,
+            number,
+            head,
+            is_complete=is_complete,
+            queries=self._queries,
+            losses=self._losses,
+        )
 
     def follow(self, session_id: str, log: FollowedLog, owner: int | None) -> None:
         """Follow a log. :meth:`unfollow` must be called as often."""
@@ -118,6 +197,9 @@ class LogFollower:
         if number not in self._followed:
             self._followed[number] = (session_id, log)
             self._set_owner(number, owner)
+            self._tasks.spawn(log.remember(), "followed-log-last")
+        elif self._followed[number][1].has_gone_back:
+            self._followed[number] = (session_id, log)
 
     def unfollow(self, log: FollowedLog) -> None:
         number = log.number
@@ -138,6 +220,7 @@ class LogFollower:
                 found = await self._node.heads_of(asked)
             except DatabaseError:
                 continue
+            await self._check()
             for number, (owner, head) in found.items():
                 if (entry := self._followed.get(number)) is None:
                     continue
@@ -145,6 +228,12 @@ class LogFollower:
                 self._set_owner(number, owner)
             for number in (asked & self._followed.keys()) - found.keys():
                 self._followed[number][1].mark_deleted()
+
+    async def _check(self) -> None:
+        """Check the logs after a failover."""
+        for _, log in tuple(self._followed.values()):
+            with contextlib.suppress(DatabaseError):  # the next round checks it again
+                await log.check()
 
     def _note_heads(self, heads: Sequence[tuple[int, int]]) -> None:
         for number, head in heads:

@@ -92,6 +92,10 @@ class PageCache:
                 self._pages.popitem(last=False)
         return await asyncio.shield(page)
 
+    def clear(self) -> None:
+        """Forget all pages."""
+        self._pages.clear()
+
     async def _load(self, key: tuple[int, int]) -> list[Batch]:
         session, after = key
         try:

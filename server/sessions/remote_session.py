@@ -121,7 +121,7 @@ class RemoteSessions:
             Error: ``draining``; its node is out of reach.
         """
         session = self._loaded.get(error.session_id)
-        if session is None or not session.subscribers:
+        if session is None or not session.subscribers or session.log.has_gone_back:
             row = await self._queries.session(error.session_id)
             if row is None:
                 return None

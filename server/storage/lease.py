@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING
 
 from ..errors import DatabaseError
 from ..states import StateMachine, Transitions
+from .drivers.base import LostTailError
 
 if TYPE_CHECKING:
     from .nodes import NodeRow, NodeTable
@@ -135,7 +136,7 @@ class Lease:
                 error,
             )
             return
-        if not has_lease:
+        if not await self._has_tail() or not has_lease:
             self._move_to(LeaseState.LOST)
             self._has_beaten.set()
             return
@@ -153,6 +154,16 @@ class Lease:
                 await self._table.sweep(self.number)
         except DatabaseError as error:
             logger.warning("late nodes were not taken over; retrying: %s", error)
+
+    async def _has_tail(self) -> bool:
+        try:
+            await self._table.check_tail()
+        except LostTailError as error:
+            logger.error("%s", error)
+            return False
+        except DatabaseError:
+            pass  # the next beat asks again
+        return True
 
     async def _take_late_nodes(self) -> None:
         if self._last_beat - self._streak_from < self.secs:

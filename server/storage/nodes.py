@@ -116,6 +116,14 @@ class NodeTable:
             repeats=True,
         )
 
+    async def check_tail(self) -> None:
+        """Check after a failover that the engine has what this node has committed last.
+
+        Raises:
+            LostTailError: it does not.
+        """
+        await self._driver.check_tail()
+
     async def sweep(self, number: int) -> None:
         """Delete the marks and the nodes that nobody needs any more."""
         await self._driver.change(

@@ -19,7 +19,7 @@ from ..auth.shared_tickets import SharedTickets
 from ..cluster.membership import ALONE, Cluster
 from ..cluster.node import ClusterNode
 from ..errors import DatabaseError, Error
-from ..sessions.followed_log import HeadReporter, LogFollower
+from ..sessions.followed_log import HeadReporter, LogFollower, LossWatch
 from ..sessions.ownership import SessionOwnership
 from ..sessions.registry import SessionRegistry
 from ..sessions.remote_lists import RemoteLists
@@ -85,7 +85,9 @@ class NodeParts:
         self._limits = engine.limits
         self._sessions = sessions
         logs = sessions.logs
-        self._follower = LogFollower(node, logs, sessions.queries)
+        self._tail = engine.driver.tail
+        losses = LossWatch(lambda: self._tail.failovers, lambda: self._tail.on_lost())
+        self._follower = LogFollower(node, logs, sessions.queries, losses)
         self._lists = RemoteLists(node, sessions)
         self._reporter = HeadReporter(node, sessions.loaded)
         self._tokens_changed = asyncio.Event()
@@ -97,6 +99,12 @@ class NodeParts:
     async def running(self, app: web.Application, context: ServerContext) -> AsyncIterator[None]:
         """Serve the other nodes."""
         node, tokens = self._node, context.tokens
+
+        def start_again() -> None:
+            self._sessions.logs.pages.clear()
+            context.sockets.start_again()
+
+        self._tail.on_lost = start_again
         context.sessions.quotas.shared = context.files.shared = self._limits
         app[LINK] = NodeLink(node)
         CommandServer(node, self._sessions, tokens, context.files)

@@ -149,6 +149,15 @@ class Hub:
             for connection in self.connections:
                 connection.abort()
 
+    def start_again(self) -> None:
+        """Close all connections, because the database has lost entries that clients have seen."""
+        while self._streams:
+            self._streams.popitem()[0].cancel()
+        for connection in self.connections:
+            connection.close(
+                Disconnect(CloseCode.POSITION_UNKNOWN, "the log went back: start again")
+            )
+
     async def say_bye(self, timeout: float, retry_ms: tuple[int, int]) -> bool:
         """Close all connections because the server restarts.
 

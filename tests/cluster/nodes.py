@@ -50,8 +50,7 @@ class Node:
             SHARED_DIR=str(cluster.folder / "shared" / "data"),
             SANDBOX_WRITE=str(cluster.folder),
             NODE_NAME=self.name,
-            LEASE_SECS=str(LEASE_SECS),
-            **cluster.settings,
+            **{"LEASE_SECS": str(LEASE_SECS), **cluster.settings},
         )
         self.client = Client(self.server.url, cluster.token, cluster.http)
 

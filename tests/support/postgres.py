@@ -11,6 +11,7 @@ import signal
 import socket
 import subprocess
 import tempfile
+import time
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -166,20 +167,47 @@ class Postgres:
         self.sql(f"CREATE DATABASE {name}")
         return self.url(name)
 
+    def copy_from(self, primary: Postgres) -> None:
+        """Become a copy of a running server, which follows it as an asynchronous standby."""
+        if self._user is not None and self._group is not None:
+            os.chown(self.folder.parent, self._user, self._group)
+        self.run(
+            "pg_basebackup", "-h", "127.0.0.1", "-p", str(primary.port), "-U", USER,
+            "-D", str(self.folder), "-R", "--checkpoint=fast", "--no-sync",
+        )  # fmt: skip
+
+    def cut_off(self) -> None:
+        """Let a standby receive nothing more."""
+        self.sql("ALTER SYSTEM SET primary_conninfo = ''")
+        self.sql("SELECT pg_reload_conf()")
+        while self.sql("SELECT count(*) FROM pg_stat_wal_receiver") != "0":
+            time.sleep(0.05)
+
+    def promote(self) -> None:
+        """Let a standby take writes."""
+        assert self.sql("SELECT pg_promote(true, 60)") == "t"
+
     def url(self, database: str, port: int | None = None) -> str:
         return f"postgresql://{USER}@127.0.0.1:{port or self.port}/{database}"
 
 
 @contextlib.contextmanager
-def running_postgres(**settings: str) -> Iterator[Postgres]:
-    """Run a PostgreSQL server in a new folder in memory."""
+def running_postgres(primary: Postgres | None = None, **settings: str) -> Iterator[Postgres]:
+    """Run a PostgreSQL server in a new folder in memory.
+
+    Args:
+        primary: the server of which it is a standby.
+    """
     found = require_programs()
     memory = Path("/dev/shm")
     root = Path(tempfile.mkdtemp(dir=memory if memory.is_dir() else None, prefix="clawdforge-pg-"))
     root.chmod(0o755)
     server = Postgres(found, root / "data", free_port())
     try:
-        server.create()
+        if primary is None:
+            server.create()
+        else:
+            server.copy_from(primary)
         server.start(**settings)
         yield server
     finally:

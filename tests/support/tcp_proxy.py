@@ -11,12 +11,13 @@ class TcpProxy:
     """Forwards connections to a port of 127.0.0.1.
 
     Attributes:
+        target: the port to which new connections go.
         port: at which it listens.
         dropped: the bytes of answers that were dropped since :meth:`drop_answers`.
     """
 
     def __init__(self, target: int) -> None:
-        self._target = target
+        self.target = target
         self._writers: set[asyncio.StreamWriter] = set()
         self._drops = False
         self._flowing = asyncio.Event()
@@ -59,7 +60,7 @@ class TcpProxy:
 
     async def _serve(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         try:
-            target_reader, target_writer = await asyncio.open_connection("127.0.0.1", self._target)
+            target_reader, target_writer = await asyncio.open_connection("127.0.0.1", self.target)
         except OSError:
             writer.transport.abort()
             return

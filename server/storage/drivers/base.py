@@ -35,6 +35,17 @@ class FencedError(DatabaseError):
         super().__init__("another node has taken over this node's sessions", is_transient=False)
 
 
+class LostTailError(FencedError):
+    """The database has lost what this node has committed: it must not write any more."""
+
+    def __init__(self) -> None:
+        DatabaseError.__init__(
+            self,
+            "a failover of the database has lost the last commits of this node",
+            is_transient=False,
+        )
+
+
 class Driver(Protocol):
     """An open database.
 

@@ -25,6 +25,7 @@ from .postgres_connections import (
     migrate_engine,
     open_connection,
 )
+from .postgres_tail import EngineTail, is_marked
 from .translation import EngineStatement, engine_statements, from_engine, numbered, to_engine
 
 logger = logging.getLogger(__name__)
@@ -55,6 +56,7 @@ class PostgresDriver:
         last_mark: the number of the last commit of the node.
         patience_secs: the time for which a read or a new commit waits for the engine.
         unknown: commits whose answer was lost.
+        tail: notices a failover that has lost commits.
     """
 
     engine: Literal["postgresql"] = "postgresql"
@@ -63,8 +65,9 @@ class PostgresDriver:
         self._url = url
         self._name = name
         self._writer: asyncpg.Connection | None = None
-        self._readers = Connections(url, f"{name} reader", READERS, read_only=True)
-        self._others = Connections(url, name, READERS)
+        self.tail = EngineTail()
+        self._readers = Connections(url, f"{name} reader", READERS, self.tail, read_only=True)
+        self._others = Connections(url, name, READERS, self.tail)
         self._pulse: asyncpg.Connection | None = None
         self._pulse_lock = asyncio.Lock()
         self.last_mark = 0
@@ -116,6 +119,7 @@ class PostgresDriver:
     def become(self, node: int) -> None:
         """Fence all writes from now on by the row of a node. There is no commit in progress."""
         self.node = node
+        self.tail.acknowledged = 0
         if self._writer is not None:
             self._writer.terminate()  # the next one has the number of the node
 
@@ -166,6 +170,7 @@ class PostgresDriver:
                     self._pulse = await open_connection(
                         self._url, f"{self._name} lease", is_durable=False
                     )
+                await self.tail.note(self._pulse)
                 rows = await self._pulse.fetch(numbered(sql)[0], *to_engine(parameters))
         except (*LOST_CONNECTION, asyncpg.PostgresError, asyncpg.InterfaceError) as error:
             if self._pulse is not None:
@@ -216,8 +221,9 @@ class PostgresDriver:
         while True:
             connection = await self._writing(is_sent=is_sent)
             try:
-                if is_sent and fence is not None and await _is_marked(connection, fence):
-                    return
+                await self.tail.check(connection, self.node)
+                if is_sent and fence is not None and await is_marked(connection, *fence[1]):
+                    break
                 is_repeated, is_sent = is_sent, True
                 await _execute(connection, todo)
             except LOST_CONNECTION as error:
@@ -229,18 +235,34 @@ class PostgresDriver:
             except (asyncpg.PostgresError, asyncpg.InterfaceError, ValueError) as error:
                 # A repeated commit may violate another key before that of its mark.
                 if is_repeated and fence is not None and await self._was_marked(fence):
-                    return
+                    break
                 if isinstance(error, asyncpg.NotNullViolationError) and _is_fence(error):
                     raise FencedError from error
                 raise database_error(error) from error
             else:
-                return
+                break
+        self.tail.acknowledged = self.last_mark
+
+    async def check_tail(self) -> None:
+        """Check after a failover that the engine has what this node has committed last.
+
+        Raises:
+            LostTailError: it does not.
+            DatabaseError: the engine is out of reach.
+        """
+        if not self.tail.is_doubtful:
+            return
+        try:
+            async with self._others.use() as connection:
+                await self.tail.check(connection, self.node)
+        except (*LOST_CONNECTION, asyncpg.PostgresError, asyncpg.InterfaceError) as error:
+            raise database_error(error) from error
 
     async def _was_marked(self, fence: Statement) -> bool:
         while True:
             connection = await self._writing(is_sent=True)
             try:
-                return await _is_marked(connection, fence)
+                return await is_marked(connection, *fence[1])
             except LOST_CONNECTION:
                 connection.terminate()
 
@@ -356,11 +378,6 @@ async def _execute(connection: asyncpg.Connection, todo: Sequence[EngineStatemen
                 await connection.execute("ROLLBACK")
         raise
     await connection.execute("COMMIT")
-
-
-async def _is_marked(connection: asyncpg.Connection, fence: Statement) -> bool:
-    found = await connection.fetch("SELECT 1 FROM marks WHERE n = $1 AND k = $2", *fence[1])
-    return bool(found)
 
 
 def _is_fence(error: asyncpg.NotNullViolationError) -> bool:

@@ -11,6 +11,7 @@ import asyncpg
 
 from ...errors import DatabaseError
 from .migrations import pending_scripts
+from .postgres_tail import EngineTail
 
 CONNECT_SECS = 5.0
 MIGRATION_LOCK = 7_222_417
@@ -119,9 +120,13 @@ class Connections:
 
     Args:
         limit: of open connections. Others wait for one.
+        tail: learns of each new connection.
     """
 
-    def __init__(self, url: str, name: str, limit: int, *, read_only: bool = False) -> None:
+    def __init__(
+        self, url: str, name: str, limit: int, tail: EngineTail, *, read_only: bool = False
+    ) -> None:
+        self._tail = tail
         self._url = url
         self._name = name
         self._read_only = read_only
@@ -143,6 +148,7 @@ class Connections:
             self._used.add(connection)
             is_whole = False
             try:
+                await self._tail.note(connection)
                 yield connection
                 is_whole = True
             except asyncpg.PostgresError as error:
