@@ -78,7 +78,11 @@ AIOHTTP_FROM = "ws"
 ONLY_IN = {
     "orjson": {"codec"},
     "aiosqlite": {"storage.drivers.sqlite"},
-    "asyncpg": {"storage.drivers.postgres", "storage.drivers.postgres_connections"},
+    "asyncpg": {
+        "storage.drivers.postgres",
+        "storage.drivers.postgres_connections",
+        "storage.drivers.postgres_tail",
+    },
 }
 
 
