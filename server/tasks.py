@@ -90,6 +90,11 @@ class Tasks:
         for task in tuple(self._tasks):
             task.cancel()
 
+    async def wait_empty(self) -> None:
+        """Wait until no task runs, not even one that another has begun."""
+        while self._tasks:
+            await asyncio.wait(tuple(self._tasks))
+
     async def finish(self, timeout: float) -> None:
         """Wait at most *timeout* seconds for the tasks to end, then cancel them."""
         if self._tasks and timeout > 0:

@@ -54,9 +54,12 @@ class Elsewhere:
         self._numbers = itertools.count(1)
         self._known: dict[str, tuple[int, int, Spending]] = {}  # number, day of a whole read
 
-    async def stop(self, timeout: float = 0) -> None:
-        """End what is being read and reported, which has *timeout* seconds for it."""
-        await self._tasks.finish(timeout)
+    async def stop(self) -> None:
+        await self._tasks.finish(0)
+
+    async def settle(self) -> None:
+        """Wait until what this node has spent is stored, compared and reported."""
+        await self._tasks.wait_empty()
 
     def spending_of(self, app_name: str) -> Spending:
         known = self._known.get(app_name)

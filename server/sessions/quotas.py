@@ -81,10 +81,10 @@ class SessionQuotas:
             raise Error(ErrorCode.POOL_FULL, message, retry_after=SESSION_RETRY_SECS)
         self._open[app_name] += 1
 
-    def free_place(self, place: str) -> None:
+    async def free_place(self, place: str) -> None:
         """Free the place of a session, which is stored or was not opened."""
         if self.shared is not None:
-            self.shared.add([free_session(place)])
+            await to_completion(self.shared.free(free_session(place)))
 
     def _max_sessions_of(self, app_name: str) -> int:
         own = self._accounts.limits_of(app_name).sessions

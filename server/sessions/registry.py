@@ -314,7 +314,7 @@ class SessionRegistry:
             self._add(session)
         except BaseException:
             self.quotas.release_session(app_name)
-            self.quotas.free_place(draft.place)
+            await self.quotas.free_place(draft.place)
             raise
         finally:
             self.unhide(draft.id)
@@ -346,7 +346,7 @@ class SessionRegistry:
             try:
                 await to_completion(session.reopen())
             finally:
-                self.quotas.free_place(session.id)
+                await self.quotas.free_place(session.id)
                 if session.is_closed:
                     self.quotas.release_session(session.row.app_name)
         finally:

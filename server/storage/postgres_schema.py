@@ -120,6 +120,7 @@ ADDITIONS: Mapping[int, str] = {
         app_name TEXT COLLATE "C" PRIMARY KEY,
         has_taken BOOLEAN NOT NULL,
         remaining DOUBLE PRECISION NOT NULL,
+        per_minute DOUBLE PRECISION NOT NULL,
         at TIMESTAMPTZ NOT NULL
     );
     CREATE TABLE exceeded_budgets (

@@ -9,14 +9,17 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from typing import Any, Protocol
 
-from ..errors import DatabaseError, not_stored
+from ..errors import DatabaseError, Error, not_stored
 from .schema import Statement
 from .usage import SPENT_ELSEWHERE
 
 _FULL_RATE = "CAST(?2 AS DOUBLE PRECISION)"
+# After a change of the limit, what was spent before stays spent.
 _REMAINING = (
-    f"least({_FULL_RATE}, r.remaining + {_FULL_RATE} / 60"
-    " * greatest(0, CAST(extract(epoch FROM now() - r.at) AS DOUBLE PRECISION)))"
+    f"CASE WHEN r.per_minute <> {_FULL_RATE}"
+    f" THEN greatest(0, r.remaining + {_FULL_RATE} - r.per_minute)"
+    f" ELSE least({_FULL_RATE}, r.remaining + {_FULL_RATE} / 60"
+    " * greatest(0, CAST(extract(epoch FROM now() - r.at) AS DOUBLE PRECISION))) END"
 )
 
 
@@ -55,6 +58,13 @@ class SharedLimits:
             (session_id, app_name, self._number, per_app, total),
         )
 
+    async def free(self, statement: Statement) -> None:
+        """Execute :func:`free_session` or :func:`free_upload` now, or with a later commit."""
+        try:
+            await self._fetch(*statement)
+        except Error:
+            self.add([statement])
+
     async def take_upload(
         self, upload: bytes, app_name: str, size: int, *, max_bytes: int, max_count: int
     ) -> str | None:
@@ -74,12 +84,12 @@ class SharedLimits:
     async def take_prompt(self, app_name: str, per_minute: int) -> bool:
         """Count a prompt of an app; False if it has sent too many of late."""
         [(has_taken,)] = await self._fetch(
-            "INSERT INTO prompt_rates AS r (app_name, has_taken, remaining, at)"
-            f" VALUES (?1, {_FULL_RATE} >= 1, greatest(0, {_FULL_RATE} - 1), now())"
+            "INSERT INTO prompt_rates AS r (app_name, has_taken, remaining, per_minute, at)"
+            f" VALUES (?1, {_FULL_RATE} >= 1, greatest(0, {_FULL_RATE} - 1), {_FULL_RATE}, now())"
             " ON CONFLICT (app_name) DO UPDATE SET"
-            f" has_taken = {_REMAINING} >= 1,"
-            f" remaining = {_REMAINING} - CASE WHEN {_REMAINING} >= 1 THEN 1 ELSE 0 END,"
-            " at = greatest(r.at, now()) RETURNING has_taken",
+            f" has_taken = ({_REMAINING}) >= 1,"
+            f" remaining = ({_REMAINING}) - CASE WHEN ({_REMAINING}) >= 1 THEN 1 ELSE 0 END,"
+            f" per_minute = {_FULL_RATE}, at = greatest(r.at, now()) RETURNING has_taken",
             (app_name, float(per_minute)),
         )
         return bool(has_taken)

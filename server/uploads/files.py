@@ -166,7 +166,7 @@ class FileStore:
         )
         try:
             await to_completion(self._writer.commit([statements.insert_file(row)]))
-            self._free_place(upload)
+            await self._free_place(upload)
         except BaseException:
             await self.discard(upload)
             raise
@@ -174,7 +174,7 @@ class FileStore:
     async def discard(self, upload: Upload) -> None:
         """Delete an upload that was not registered."""
         self._release(upload.app_name, upload.size)
-        self._free_place(upload)
+        await self._free_place(upload)
         await self._remove(upload.path.parent)
 
     async def _remove(self, path: Path) -> None:
@@ -229,9 +229,9 @@ class FileStore:
                 raise self._too_many()
         raise _too_large(limit)
 
-    def _free_place(self, upload: Upload) -> None:
+    async def _free_place(self, upload: Upload) -> None:
         if self.shared is not None:
-            self.shared.add([free_upload(_token_hash(upload.token))])
+            await to_completion(self.shared.free(free_upload(_token_hash(upload.token))))
 
     def _limit_of(self, app_name: str) -> int:
         own = self._own_limit(app_name)

@@ -118,10 +118,8 @@ class NodeAccounts:
         self.stored.set()
 
     async def settle(self) -> None:
-        """Wait until what was begun is done."""
         assert self.accounts.elsewhere is not None
-        await self.accounts.elsewhere.stop(30)  # the first round reads,
-        await self.accounts.elsewhere.stop(30)  # and the second one reports
+        await self.accounts.elsewhere.settle()
 
     async def _until_stored(self) -> None:
         await self.stored.wait()

@@ -21,6 +21,7 @@ from server.commands.doctor import check_machine
 from server.config import Settings
 
 from ..conftest import Spawn
+from ..support.engine import only_sqlite
 from ..support.harness import ROOT, Client
 from ..support.operator import Operator
 
@@ -71,6 +72,7 @@ def test_command_runs_as_module(tmp_path: Path) -> None:
     assert done.stderr == ""
 
 
+@only_sqlite
 async def test_commands_on_stopped_server_do_not_require_node(
     operator: Operator, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -130,6 +132,7 @@ async def test_server_starts_without_control_socket(
     assert "no operator's socket" in (tmp_path / "server.log").read_text("utf-8")
 
 
+@only_sqlite
 async def test_database_of_newer_version_is_refused(operator: Operator) -> None:
     await operator.run("token", "add", "app")
     with sqlite3.connect(operator.data_dir / "clawdforge.db") as database:
@@ -154,6 +157,7 @@ async def test_unusable_data_folder_is_reported_in_one_line(
     assert found["port"].found.endswith("is free"), "no server runs"
 
 
+@only_sqlite
 async def test_unreadable_database_is_reported_in_one_line(
     operator: Operator, monkeypatch: pytest.MonkeyPatch
 ) -> None:

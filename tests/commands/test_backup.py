@@ -61,6 +61,7 @@ async def test_backup_of_running_server_is_restored(
     assert [start["context"] for start in starts] == ["new", "kept"]
 
 
+@only_sqlite
 async def test_backup_tolerates_files_that_change_or_cannot_be_read(
     operator: Operator, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -95,6 +96,7 @@ async def test_backup_tolerates_files_that_change_or_cannot_be_read(
     assert hard.read_bytes() == plain.read_bytes() == b"x" * 100_000
 
 
+@only_sqlite
 async def test_concurrent_backups_to_one_path_are_both_complete(
     operator: Operator, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -116,6 +118,7 @@ async def test_concurrent_backups_to_one_path_are_both_complete(
     assert sorted(tmp_path.iterdir()) == [archive, operator.data_dir, meanwhile]
 
 
+@only_sqlite
 async def test_restore_does_not_move_volumes(operator: Operator, tmp_path: Path) -> None:
     # As in a container: acpx's sessions are a volume of their own, on the same disk.
     sessions, volume = operator.data_dir / "acpx" / "sessions", tmp_path / "a volume"
@@ -148,6 +151,7 @@ async def test_restore_does_not_move_volumes(operator: Operator, tmp_path: Path)
     assert [path.name for path in (aside / "acpx" / "sessions").iterdir()] == ["newer"]
 
 
+@only_sqlite
 @pytest.mark.parametrize("kind", ["text", "foreign", "outside", "damaged", "cut", "rotten"])
 async def test_invalid_archive_is_refused_and_changes_nothing(
     operator: Operator, tmp_path: Path, kind: str

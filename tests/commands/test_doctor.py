@@ -10,9 +10,11 @@ from server.commands.doctor import check_machine
 from server.config import Settings
 
 from ..storage.test_import_v02 import make
+from ..support.engine import only_sqlite
 from ..support.operator import Operator
 
 
+@only_sqlite
 async def test_doctor_reports_failed_checks(operator: Operator, tmp_path: Path) -> None:
     out, _ = await operator.run("doctor", CLAUDE_BIN="no-such-program", PORT="0")
     found = [line.split(maxsplit=2) for line in out.splitlines() if not line.startswith(" ")]

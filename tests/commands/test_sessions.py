@@ -10,11 +10,13 @@ import aiohttp
 import pytest
 
 from ..conftest import Spawn
+from ..support.engine import only_sqlite
 from ..support.harness import Client, new_client, script
 from ..support.operator import Operator
 
 
 @pytest.mark.slow
+@only_sqlite
 async def test_session_of_stopped_server_is_closed(
     operator: Operator, spawn: Spawn, http: aiohttp.ClientSession
 ) -> None:

@@ -8,11 +8,13 @@ import aiohttp
 import pytest
 
 from ..conftest import Spawn
+from ..support.engine import only_sqlite
 from ..support.harness import Client
 from ..support.operator import Operator
 
 
 @pytest.mark.slow
+@only_sqlite
 async def test_tokens_of_stopped_server(
     operator: Operator, spawn: Spawn, http: aiohttp.ClientSession
 ) -> None:
@@ -61,6 +63,7 @@ async def test_options_of_tokens(operator: Operator, spawn: Spawn) -> None:
     await server.stop()
 
 
+@only_sqlite
 async def test_sessions_are_closed_with_a_revoked_token(
     operator: Operator, spawn: Spawn, http: aiohttp.ClientSession
 ) -> None:

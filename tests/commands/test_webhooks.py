@@ -8,9 +8,11 @@ from server.storage import outbox as stored
 from server.storage.database import Database
 from server.storage.outbox import DeliveryFailureRow, DeliveryRow, WebhookRow
 
+from ..support.engine import only_sqlite
 from ..support.operator import Operator
 
 
+@only_sqlite
 async def test_webhooks_are_listed_without_secrets(operator: Operator) -> None:
     operator.data_dir.mkdir()
     database = await Database.open(operator.data_dir / "clawdforge.db")

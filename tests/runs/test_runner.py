@@ -10,6 +10,8 @@ from pathlib import Path
 import aiohttp
 import pytest
 
+from server.data_dir import DataDir
+
 from ..conftest import Serve, Spawn
 from ..support.harness import (
     Client,
@@ -82,7 +84,7 @@ async def test_program_that_cannot_be_started_reports_cause(serve: Serve, tmp_pa
 async def test_run_without_folder_fails_as_internal(
     own_server: LocalServer, own_client: Client
 ) -> None:
-    runs = own_server.services.settings.data_dir / "runs"
+    runs = DataDir.of(own_server.services.settings).runs
     runs.rmdir()
     runs.touch()
     status, reply = await own_client.post("/run", {"prompt": "x"})

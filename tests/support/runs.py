@@ -12,6 +12,7 @@ from typing import Any
 
 import aiohttp
 
+from server.data_dir import DataDir
 from server.storage.rows import RunRow
 
 from .engine import stored_rows
@@ -71,7 +72,7 @@ async def rows(server: LocalServer) -> list[RunRow]:
 
 def is_clean(server: LocalServer) -> bool:
     """Whether no folder of a run is left."""
-    return not list((server.services.settings.data_dir / "runs").iterdir())
+    return not list(DataDir.of(server.services.settings).runs.iterdir())
 
 
 async def pid_in(path: Path) -> int:
