@@ -20,6 +20,7 @@ from pathlib import Path
 from typing import Any
 
 import accounting
+import history
 import lifecycle
 import proxies
 import subscribers
@@ -31,10 +32,10 @@ from targets import AGENT, RIVALS, ROOT, BenchError, Server
 from server.agents.catalog import ACPX_VERSION
 from server.agents.process.process_tree import end_tagged, env_tag
 
-LIMIT_SECS = {True: 180, False: 600}
+LIMIT_SECS = {True: 240, False: 1200}
 PARTS = (
     *("latency", "bursts", "subscribers", "sockets", "replay", "webhooks", "accounting"),
-    *("lifecycle", "growth"),
+    *("lifecycle", "growth", "history"),
 )
 
 
@@ -84,6 +85,11 @@ def measure(
         lifecycle.measure_open_sessions(folder, environ, report, quick=quick)
     if "growth" in parts:
         lifecycle.measure_growth(folder, report, quick=quick)
+    if "history" in parts:
+        history.measure_fork(folder, environ, report, quick=quick)
+        history.measure_snapshots(folder, report, quick=quick)
+        history.measure_search(folder, report, quick=quick)
+        history.measure_followed_sessions(folder, environ, report, quick=quick)
     if "accounting" in parts:
         accounting.measure_accounting(report, quick=quick)
     if "webhooks" in parts:

@@ -4,9 +4,13 @@ from __future__ import annotations
 
 import contextlib
 import statistics
+import sys
 from collections import Counter
 from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
+
+ROOT = Path(__file__).resolve().parent.parent
+sys.path.insert(0, str(ROOT))  # every part imports this module before the server's
 
 
 class Samples:

@@ -29,15 +29,14 @@ from pathlib import Path
 from typing import Any, NamedTuple, Protocol
 from urllib.parse import SplitResult, urlsplit
 
-ROOT = Path(__file__).resolve().parent.parent
-sys.path.insert(0, str(ROOT))
+from measure import ROOT
 
-from server.agents.base import AgentObserver, AgentSpec  # noqa: E402
-from server.agents.catalog import find_node  # noqa: E402
-from server.agents.host.backend import HostBackend  # noqa: E402
-from server.agents.output_limits import MessageLimits  # noqa: E402
-from server.config import AgentCommand  # noqa: E402
-from server.data_dir import DataDir  # noqa: E402
+from server.agents.base import AgentObserver, AgentSpec
+from server.agents.catalog import find_node
+from server.agents.host.backend import HostBackend
+from server.agents.output_limits import MessageLimits
+from server.config import AgentCommand
+from server.data_dir import DataDir
 
 NODE = find_node()
 UPDATE = b'"session/update"'
