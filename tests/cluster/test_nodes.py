@@ -41,6 +41,21 @@ async def test_any_node_serves_a_session(cluster: NodeCluster) -> None:
     assert (await two.client.state(session_id)) == (await one.client.state(session_id))
 
 
+async def test_chat_of_openai_continues_a_session_of_another_node(cluster: NodeCluster) -> None:
+    one, two = cluster.nodes
+    session_id = await one.client.create()
+    body = {"model": "mock", "messages": [{"role": "user", "content": "hello"}]}
+    path, headers = "/v1/chat/completions", {"X-Session-Id": session_id}
+    status, reply = await two.client.post(path, body, headers=headers)
+    assert status == 200, reply
+    assert reply["choices"][0]["message"]["content"] == "echo: hello"
+    assert (await one.client.state(session_id))["turn_count"] == 1
+    named = {**body, "metadata": {"session_id": session_id}}
+    status, reply = await two.client.post(path, named)
+    assert (status, reply["error"]["code"]) == (503, "draining")
+    assert (await one.client.post(path, named))[0] == 200
+
+
 async def test_socket_on_another_node_follows_and_prompts(cluster: NodeCluster) -> None:
     one, two = cluster.nodes
     session_id = await one.client.create()

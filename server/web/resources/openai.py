@@ -15,6 +15,7 @@ from aiohttp import web
 
 from ...agents import usage
 from ...auth.prompts import send_prompt
+from ...cluster.membership import ElsewhereError
 from ...codec import parse_message
 from ...errors import Error, bad_request, failure_of
 from ...openai import requests
@@ -95,7 +96,7 @@ def _with_openai_errors(handler: ChatHandler) -> ChatHandler:
             response = await handler(request)
             if not response.prepared:
                 request[CREDENTIAL].check()
-        except web.HTTPException:
+        except (web.HTTPException, ElsewhereError):  # the latter is sent to the session's node
             raise
         except Exception as error:  # noqa: BLE001 - failure_of logs it
             failure = failure_of(error, "the request", request_id=request[REQUEST_ID])
@@ -158,6 +159,9 @@ async def list_models(request: web.Request) -> Annotated[web.StreamResponse, Mod
 )
 @_with_openai_errors
 async def complete_chat(request: web.Request) -> Annotated[web.StreamResponse, ChatCompletion]:
+    if named := request.headers.get(SESSION_HEADER):
+        # Before the body is read: it may have to be passed on to the session's node.
+        await context_of(request).sessions.get(named, app_name_of(request))
     async with waiting(request):
         body = await read_body(request, requests.ChatRequest)
     requests.check_format(body)
@@ -197,7 +201,11 @@ async def _chat_session(
     sessions, app_name = context_of(request).sessions, app_name_of(request)
     named = request.headers.get(SESSION_HEADER) or (body.metadata or {}).get("session_id")
     if named:
-        return await sessions.get(str(named), app_name), requests.last_prompt(body)
+        try:
+            return await sessions.get(str(named), app_name), requests.last_prompt(body)
+        except ElsewhereError as error:  # named in the body, or it has moved meanwhile
+            message = f"another node runs the session: name it in {SESSION_HEADER}"
+            raise Error(error.code, message, retry_after=error.retry_after) from None
     agent, _, model = (body.model or "").partition("/")
     if agent and agent not in {info.name for info, _ in await sessions.agents.all()}:
         raise UnknownModelError(agent)
