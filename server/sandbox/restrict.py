@@ -193,6 +193,18 @@ def enter(plan: Mapping[str, Any], argv: Sequence[str], environ: Mapping[str, st
     os.execvpe(argv[0], list(argv), environ)
 
 
+def confine(plan: Mapping[str, Any], argv: Sequence[str]) -> None:
+    """Restrict this process to the files and ports of *plan*, for a program of the system.
+
+    It has ``read``, ``write``, ``devices``, ``tcp_ports`` and ``seccomp``.
+
+    Raises:
+        OSError: the restriction is not possible.
+    """
+    _restrict_files(plan, [*plan["read"], *program_files.program_paths(argv, None)], [])
+    filter_system_calls(bytes.fromhex(plan["seccomp"]))
+
+
 Own = "tuple[int, str, str, bool]"
 """A folder of the session: its descriptor, its path in two parts, and whether it is writable."""
 

@@ -2,5 +2,5 @@
 
 Agents may change the folder at any moment, so every path is opened folder by folder, without links.
 
-Imports `agents.process` and the root modules.
+Imports `agents.process`, `sandbox`, `workspace.snapshotter` and the root modules.
 """

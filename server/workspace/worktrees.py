@@ -8,8 +8,11 @@ from pathlib import Path
 from typing import Any
 
 from ..errors import Error, ErrorCode
+from ..sandbox import paths, restrict
+from ..sandbox.seccomp import build_filter
 from .folders import WorkFolder
 from .snapshots import Snapshots
+from .snapshotter.git import Confinement
 from .workers import LONG_SECS, SnapshotError
 
 logger = logging.getLogger(__name__)
@@ -76,13 +79,37 @@ class Worktrees:
         **fields: Any,
     ) -> None:
         work = WorkFolder.of(str(folder), self._snapshots.data_dir)
+        roots = [str(root) for root in self._roots]
+        confined = confinement_to(roots, str(folder))
         request = {
             "op": operation,
             "session_id": session_id,
             "folder": [str(work.top), *work.names],
             "path": str(folder),
             "repository": repository,
-            "roots": [str(root) for root in self._roots],
+            "roots": roots,
+            "confinement": confined._asdict() if confined is not None else None,
             **fields,
         }
         await self._snapshots.call(app_name, request, LONG_SECS)
+
+
+def confinement_to(roots: Sequence[str], folder: str) -> Confinement | None:
+    """The restriction of git to the workspace roots and one folder; None without Landlock.
+
+    An agent may replace parts of the repository by links while git works on it, and may name
+    programs in its configuration.
+    """
+    filter_ = build_filter(
+        has_namespaces=False, unix_sockets=False, tcp_only=True, datagrams=False, servers=False
+    )
+    if filter_ is None or restrict.landlock_version() == 0:
+        return None
+    plan = {
+        "read": [*paths.SYSTEM, paths.PROCESSES],
+        "write": [*roots, folder],
+        "devices": paths.DEVICES,
+        "tcp_ports": [],
+        "seccomp": filter_.hex(),
+    }
+    return Confinement(restrict.__file__, plan)

@@ -2,12 +2,17 @@
 
 from __future__ import annotations
 
+import os
 import shutil
 import subprocess
 from pathlib import Path
 from typing import Any
 
 import pytest
+
+from server.workspace.snapshotter.git import GitError
+from server.workspace.snapshotter.worktrees import Repository, RepositoryError
+from server.workspace.worktrees import confinement_to
 
 from ..conftest import Serve
 from ..support.harness import Client, Json, LocalServer, failure
@@ -159,3 +164,52 @@ async def test_unusable_repository_is_refused_and_leaves_nothing(
     workspaces = rooted.services.settings.data_dir / "workspaces"
     assert not workspaces.exists() or list(workspaces.iterdir()) == []
     assert len(git(repository, "worktree", "list").splitlines()) == 1
+
+
+@pytest.mark.parametrize("place", ["logs", "logs/refs/heads", "refs/heads/team"])
+async def test_links_in_a_repository_do_not_lead_the_server_outside(
+    rooted: LocalServer, repository: Path, tmp_path: Path, place: str
+) -> None:
+    """An agent could otherwise let git write into a file of the operator: ``~/.ssh/rc``."""
+    outside = tmp_path / "outside"
+    outside.mkdir()
+    link = repository / ".git" / place
+    if link.is_dir():
+        shutil.rmtree(link)
+    link.symlink_to(outside)
+    client = await rooted.client()
+    branch = "team/rc" if "team" in place else "rc"
+    workspace = {"git": {"repository": str(repository), "branch": branch}}
+    failure(await client.post("/sessions", {"workspace": workspace}), 400, "bad_request")
+    assert list(outside.iterdir()) == []
+
+
+def test_git_is_confined_to_the_roots_while_an_agent_exchanges_folders(
+    repository: Path, root: Path, tmp_path: Path
+) -> None:
+    if (confinement := confinement_to([str(root)], str(tmp_path / "worktree"))) is None:
+        pytest.skip("the kernel has no Landlock")
+    outside, folder = tmp_path / "outside", tmp_path / "worktree"
+    outside.mkdir()
+    folder.mkdir()
+    (repository / ".git" / "config").write_text(
+        f"[core]\nbare = false\nalternateRefsCommand = touch {outside}/executed\n"
+    )
+    program = root / "git"
+    program.write_text(
+        "#!/bin/sh\n"
+        f"case \"$*\" in *'worktree add'*) rm -r {repository}/.git/logs\n"
+        f"ln -s {outside} {repository}/.git/logs;; esac\n"
+        'exec git "$@"\n'
+    )
+    program.chmod(0o755)
+    found = Repository(str(program), str(repository), [str(root)], confinement)
+    descriptor = os.open(folder, os.O_RDONLY)
+    try:
+        found.add_worktree(descriptor, str(folder), "name", "rc")
+    except (RepositoryError, GitError):
+        pass
+    finally:
+        os.close(descriptor)
+    assert (repository / ".git" / "logs").is_symlink()
+    assert list(outside.iterdir()) == []

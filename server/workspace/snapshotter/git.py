@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import functools
+import importlib.util
 import os
 import re
 import subprocess
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import IO, Any, NamedTuple
 
@@ -41,25 +43,57 @@ class OutputTooLargeError(GitError):
     """The output exceeds the limit."""
 
 
+class Confinement(NamedTuple):
+    """The restriction of git on a repository that agents may change while it works.
+
+    Attributes:
+        module: the path of ``sandbox/restrict.py``, which needs only the standard library.
+        plan: for its function ``confine``.
+    """
+
+    module: str
+    plan: Mapping[str, Any]
+
+    def of(self, argv: Sequence[str]) -> Callable[[], None]:
+        """The function that a new process calls before it becomes the program."""
+        spec = importlib.util.spec_from_file_location("restrict", self.module)
+        assert spec is not None
+        assert spec.loader is not None
+        module = importlib.util.module_from_spec(spec)
+        spec.loader.exec_module(module)
+        return functools.partial(module.confine, self.plan, argv)
+
+
 class Git:
     """Git on one repository.
 
     Args:
         program: the path of git.
         keep: descriptors that the path of the repository needs.
+        confinement: restricts git.
     """
 
-    def __init__(self, program: str, repository: Path, keep: Sequence[int] = ()) -> None:
+    def __init__(
+        self,
+        program: str,
+        repository: Path,
+        keep: Sequence[int] = (),
+        confinement: Confinement | None = None,
+    ) -> None:
         self._program = program
         self._repository = repository
         self._keep = tuple(keep)
+        self._confinement = confinement
 
     def start(self, *arguments: str, **options: Any) -> subprocess.Popen[bytes]:
+        argv = [self._program, *HARDENING, *arguments]
+        confine = self._confinement.of(argv[:1]) if self._confinement is not None else None
         return subprocess.Popen(
-            [self._program, *HARDENING, *arguments],
+            argv,
             env={**ENVIRON, "GIT_DIR": str(self._repository)},
             cwd="/",
             pass_fds=self._keep,
+            preexec_fn=confine,
             **{"stdin": subprocess.DEVNULL, "stderr": subprocess.DEVNULL, **options},
         )
 

@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from . import git as git_module
-from .git import Change, Git, GitError, OutputTooLargeError
+from .git import Change, Confinement, Git, GitError, OutputTooLargeError
 from .index_file import INDEX_NAME, load_index, replace, save_index
 from .objects import EMPTY_TREE, create_repository, size_of_objects
 from .records import Record, Records
@@ -330,10 +330,16 @@ def populate(job: Job) -> tuple[Json, bytes]:
     return {"restored": restoration.restored, "not_restored": restoration.failed}, b""
 
 
+def _repository(request: Json) -> Repository:
+    found = request["confinement"]
+    confinement = Confinement(found["module"], found["plan"]) if found is not None else None
+    return Repository(request["git"], request["repository"], request["roots"], confinement)
+
+
 def add_worktree(job: Job) -> tuple[Json, bytes]:
     """Add a worktree of a user's repository at an empty folder."""
     request = job.request
-    repository = Repository(request["git"], request["repository"], request["roots"])
+    repository = _repository(request)
     with job.folder() as folder:
         missing = repository.add_worktree(
             folder, request["path"], request["session_id"][:8], request["branch"]
@@ -344,7 +350,7 @@ def add_worktree(job: Job) -> tuple[Json, bytes]:
 def remove_worktree(job: Job) -> tuple[Json, bytes]:
     """Remove what a user's repository keeps of a worktree whose folder was deleted."""
     request = job.request
-    repository = Repository(request["git"], request["repository"], request["roots"])
+    repository = _repository(request)
     repository.remove_worktree(request["path"], request["session_id"][:8])
     return {}, b""
 

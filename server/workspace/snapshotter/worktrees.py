@@ -6,11 +6,12 @@ import os
 import shutil
 from pathlib import Path
 
-from .git import Git, GitError, files_of
+from .git import Confinement, Git, GitError, files_of
 from .objects import UNSAVED
 from .restore import Restoration
 
 OWN_BRANCH = "clawdforge/{}"
+MAX_CHECKED_LINKS = 1000
 
 
 class RepositoryError(Exception):
@@ -32,27 +33,36 @@ class Repository:
         path: the repository's folder, resolved.
         roots: the workspace roots, resolved. Everything that the repository refers to must be in
             them: an agent may have written its files.
+        confinement: restricts git to the workspace roots, as an agent may change the repository
+            after the check; None if this machine has no Landlock.
     """
 
-    def __init__(self, program: str, path: str, roots: list[str]) -> None:
+    def __init__(
+        self, program: str, path: str, roots: list[str], confinement: Confinement | None = None
+    ) -> None:
         self._program = program
+        self._confinement = confinement
         self._path = path
         self._roots = [Path(root) for root in roots]
         found = Path(path) / ".git"
-        in_folder = Git(program, found if found.exists() else Path(path))
+        in_folder = self._git_of(found if found.exists() else Path(path))
         try:
             common = in_folder.output("rev-parse", "--path-format=absolute", "--git-common-dir")
         except GitError:
             raise RepositoryError("workspace.git.repository: not a git repository") from None
         self.folder = Path(os.fsdecode(common).rstrip("\n")).resolve()
         self._check_locations()
-        self.git = Git(program, self.folder)
+        self.git = self._git_of(self.folder)
+
+    def _git_of(self, folder: Path) -> Git:
+        return Git(self._program, folder, confinement=self._confinement)
 
     def _check_locations(self) -> None:
         used = [self.folder, *(self.folder / name for name in ("objects", "refs", "HEAD"))]
         used += [self.folder / name for name in ("packed-refs", "worktrees", "config")]
+        used += self._links()
         alternates = self.folder / "objects" / "info" / "alternates"
-        if alternates.exists():
+        if alternates.is_file():
             lines = alternates.read_text("utf-8", "surrogateescape").splitlines()
             used += [alternates, *(self.folder / "objects" / line for line in lines if line)]
         for path_used in used:
@@ -61,6 +71,17 @@ class Repository:
                 raise RepositoryError(
                     "workspace.git.repository: it refers to files outside the workspace roots"
                 )
+
+    def _links(self) -> list[Path]:
+        """The links in the folders in which git writes."""
+        found = [self.folder / name for name in ("logs", "objects/info", "objects/pack")]
+        for name in ("refs", "logs", "worktrees"):
+            for folder, folders, files in os.walk(self.folder / name):
+                paths = [Path(folder, one) for one in (*folders, *files)]
+                found += [path for path in paths if path.is_symlink()]
+                if len(found) > MAX_CHECKED_LINKS:
+                    raise RepositoryError("workspace.git.repository: it has too many links")
+        return found
 
     def add_worktree(self, folder: int, path: str, name: str, branch: str | None) -> list[str]:
         """Add a worktree at an empty folder, and write the branch's files to it.
@@ -90,7 +111,7 @@ class Repository:
                 f"workspace.git.branch: {chosen} cannot be used; another worktree may have it",
                 "conflict",
             )
-        own = Git(self._program, self.folder / "worktrees" / Path(path).name)
+        own = self._git_of(self.folder / "worktrees" / Path(path).name)
         tree = own.output("rev-parse", "HEAD^{tree}").decode().strip()
         own.output("read-tree", tree)
         files = files_of(own, bytes.fromhex(tree))
