@@ -83,7 +83,7 @@ class AppSocket(CommandSocket):
 
     async def next_frames(self) -> list[bytes]:
         entries, ended = await self._cursors.read(WRITE_BYTES)
-        changes = self._list.take(self._cursors)
+        changes = self._list.take(lambda id_: id_ in self._cursors or id_ in ended)
         gone = [self._list.remove(session_id) for session_id in ended]
         # The outbox comes first: `accepted` precedes the entries of its turn.
         return [

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator, Callable, Collection, Container, Mapping
+from collections.abc import AsyncIterator, Callable, Collection, Mapping
 from typing import Any
 
 from ..codec import dumps
@@ -53,12 +53,12 @@ class ListFollower:
     def close(self) -> None:
         self._sessions.changes.unfollow(self._app_name, self._note)
 
-    def take(self, subscribed: Container[str] = ()) -> list[bytes]:
+    def take(self, is_subscribed: Callable[[str], bool] = lambda _: False) -> list[bytes]:
         """Return the frames for all changes since the last call.
 
         Args:
-            subscribed: sessions whose end is not reported here, because the client has not received
-                all of their entries.
+            is_subscribed: tells of which sessions the end is not reported here, because the client
+                has not received all of their entries yet.
         """
         changed, self._changed = self._changed, {}
         frames = []
@@ -66,7 +66,7 @@ class ListFollower:
             if not session.is_closed:
                 if (view := self._changed_view(session)) is not None:
                     frames.append(protocol.frame("session", session=view))
-            elif session.id not in subscribed and session.id in self._known:
+            elif session.id in self._known and not is_subscribed(session.id):
                 frames.append(self.remove(session.id))
         return frames
 

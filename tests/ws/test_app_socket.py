@@ -252,6 +252,26 @@ async def test_closed_session_is_gone_after_its_last_entry(client: Client) -> No
     assert [entry["type"] for entry in socket.entries].count("session_closed") == 2
 
 
+async def test_sessions_that_close_at_once_are_each_gone_after_their_last_entry(
+    server: LocalServer, client: Client
+) -> None:
+    """The list and the logs change in the same moment."""
+    sessions = [await client.create() for _ in range(20)]
+    socket, _ = await open_list(client)
+    for session in sessions:
+        await socket.send("subscribe", session_id=session)
+    await is_alive(socket)
+    closing = [asyncio.create_task(client.delete(f"/sessions/{session}")) for session in sessions]
+    for _ in sessions:
+        await socket.until("session_gone")
+    await asyncio.gather(*closing)
+    await is_alive(socket)
+    kinds = ("session_closed", "session_gone")
+    for session in sessions:
+        ends = [f["type"] for f in socket.frames if f.get("session_id") == session]
+        assert [kind for kind in ends if kind in kinds] == [*kinds]
+
+
 @pytest.mark.slow
 async def test_session_with_many_entries_does_not_delay_others(client: Client) -> None:
     loud, quiet = await client.create(), await client.create()
