@@ -6,7 +6,7 @@ import asyncio
 
 from server.runs.queue import RunQueue
 
-from ..support.harness import eventually
+from ..support.harness import Deadline, eventually
 
 
 async def test_slot_assigned_while_waiter_is_cancelled_is_not_lost() -> None:
@@ -27,7 +27,7 @@ async def test_slot_assigned_while_waiter_is_cancelled_is_not_lost() -> None:
     await first  # the second task has the slot, but has not run since
     second.cancel()
     await asyncio.gather(second, return_exceptions=True)
-    async with asyncio.timeout(1), queue.slot(never):
+    async with Deadline("a slot"), queue.slot(never):
         pass
 
 

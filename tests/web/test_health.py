@@ -5,7 +5,6 @@ from __future__ import annotations
 import asyncio
 import signal
 import sys
-import time
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +15,7 @@ from server.web.health import HealthMonitor
 from ..conftest import Serve, Spawn
 from ..support.harness import (
     Client,
+    Deadline,
     Json,
     LocalServer,
     descendants,
@@ -82,10 +82,9 @@ async def test_healthz_does_not_wait_for_hanging_program(serve: Serve, tmp_path:
     )
     server = await serve(claude_bin=claude)
     pid = await eventually("the probe", lambda: pid_file.exists() and pid_file.read_text())
-    began = time.monotonic()
-    for _ in range(10):
-        await healthz(server)
-    assert time.monotonic() - began < 1
+    async with Deadline("ten answers"):  # the program sleeps for longer
+        for _ in range(10):
+            await healthz(server)
     reply = await healthz(server)
     assert (reply["claude_present"], reply["claude_version"]) == (True, None)
     await server.stop()
@@ -112,8 +111,7 @@ async def test_healthz_responds_during_burst(server: LocalServer, client: Client
     socket = await client.connect(session)
     await socket.send("prompt", prompt=script({"burst": {"count": 3000}}))
     await socket.until("turn_start")
-    async with asyncio.timeout(2):
-        await healthz(server)
+    await healthz(server)
     await socket.until("turn_end")
 
 

@@ -21,6 +21,7 @@ from ..support.harness import (
     ROOT,
     TIMEOUT_SECS,
     Client,
+    Deadline,
     Json,
     LocalServer,
     blocking,
@@ -480,6 +481,6 @@ async def test_streams_count_as_sockets_and_end_with_token(serve: Serve) -> None
         assert (status, reply["code"]) == (429, "rate_limited")
         refused = await client.connect(session, ready=False)
         assert await refused.until_closed() == 4504
-        async with asyncio.timeout(1):
+        async with Deadline("the end of the stream"):
             await server.admin().delete("/admin/tokens/app")
             assert await quiet.rest() == []

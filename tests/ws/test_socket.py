@@ -586,11 +586,9 @@ async def test_cancel_ends_the_running_turn(client: Client) -> None:
     socket = await client.connect(await client.create())
     await socket.send("prompt", prompt=script({"say": "a"}, {"hang": True}))
     await socket.until_text("a")
-    began = time.monotonic()
     await socket.send("cancel")
     end = await socket.until("turn_end")
     assert (end["stop_reason"], end["error"]) == ("cancelled", None)
-    assert time.monotonic() - began < 1
     assert (await socket.turn("again"))["stop_reason"] == "end_turn"
 
 
