@@ -124,7 +124,7 @@ def measure_search(folder: Path, report: Report, *, quick: bool) -> None:
 async def _search(path: Path, count: int, rounds: int) -> dict[str, Samples]:
     dice = random.Random(1)
     # As in a language: the nth word is n times as rare as the first one.
-    words = [f"word{number}" for number in range(WORDS)]
+    words = [_word(dice) for _ in range(WORDS)]
     weights = [1 / (number + 1) for number in range(WORDS)]
     index = await SearchIndex.open(path)
     try:
@@ -143,10 +143,10 @@ async def _search(path: Path, count: int, rounds: int) -> dict[str, Samples]:
             app_name = f"app-{number % 2}"
             await index.add(app_name, number + 1, f"session-{number}", documents, seq=1000)
         queries = {
-            "a frequent word": lambda: dice.choice(words[:5]),
+            "a frequent word": lambda: dice.choice(words[:20]),
             "a rare word": lambda: dice.choice(words[10_000:]),
             "two words": lambda: " ".join(dice.sample(words[:200], 2)),
-            "the beginning of a word": lambda: f"word{dice.randrange(10)}",
+            "the beginning of a word": lambda: dice.choice(words[:200])[: dice.randint(2, 5)],
             "a word that is missing": lambda: f"missing{dice.randrange(1000)}",
         }
         found = {name: Samples() for name in queries}
@@ -159,6 +159,12 @@ async def _search(path: Path, count: int, rounds: int) -> dict[str, Samples]:
         return found
     finally:
         await index.close()
+
+
+def _word(dice: random.Random) -> str:
+    """A word of one to four syllables."""
+    syllables = range(dice.choice((1, 2, 2, 3, 3, 4)))
+    return "".join(dice.choice("bcdfghklmnprstvz") + dice.choice("aeiou") for _ in syllables)
 
 
 def measure_followed_sessions(
