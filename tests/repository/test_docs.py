@@ -253,6 +253,18 @@ def test_architecture_page_shows_the_layers_in_order() -> None:
     assert re.findall(r"^\| `([\w.]+)` \|", table, re.MULTILINE) == list(LAYERS)
 
 
+def test_architecture_page_names_only_existing_modules() -> None:
+    page = (DOCS / "explanation" / "architecture.md").read_text("utf-8")
+    table = page.partition("| package of")[2].partition("\n\n")[0]
+    known = set(modules())
+    missing = []
+    for package, contents in re.findall(r"^\| `([\w.]+)` \| (.*) \|$", table, re.MULTILINE):
+        prefix = "" if package == "root" else f"{package}."
+        named = re.findall(r"`([a-z_]\w*)`", contents)
+        missing += [f"{package}: {name}" for name in named if prefix + name not in known]
+    assert not missing
+
+
 def test_version_is_the_newest_in_the_changelog() -> None:
     newest = re.search(r"^## (\S+)", (ROOT / "CHANGELOG.md").read_text("utf-8"), re.MULTILINE)
     package = (ROOT / "server" / "__init__.py").read_text("utf-8")

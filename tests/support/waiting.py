@@ -8,7 +8,7 @@ from collections.abc import Callable
 from types import TracebackType
 from typing import Any
 
-TIMEOUT_SECS = 20.0
+TIMEOUT_SECS = 40.0
 """After this time a wait fails the test. It is far longer than any wait takes."""
 
 
