@@ -275,7 +275,7 @@ class HostAlone:
         self._recorder = _Recorder()
         try:
             self._run(self._backend.start())
-            spec = AgentSpec("bench", "bench", str(folder), None, None, "deny-all")
+            spec = AgentSpec(key="bench", agent="bench", cwd=str(folder), permission="deny-all")
             self._agent = self._backend.agent(spec, self._recorder)
             self._run(self._agent.start())
         except BaseException:

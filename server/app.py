@@ -262,10 +262,10 @@ class _Server:
         self, stack: contextlib.AsyncExitStack, sockets: Hub, *carriers: Carrier
     ) -> Reloader:
         """Let the parts survive a reload. The state of an earlier version has been restored."""
-        reloader, keys = self._app[RELOADER], self._gateways.keys
+        reloader, key_proxy = self._app[RELOADER], self._gateways.key_proxy
         connections = ReloadableConnections(sockets, self._gateways.check_reload)
         self._app[CONNECTIONS] = connections
-        proxies = [keys] if keys is not None else []
+        proxies = [key_proxy] if key_proxy is not None else []
         reloader.carriers = [connections, *proxies, *carriers]
         stack.push_async_callback(reloader.stop)
         close_rest(self._inherited)

@@ -48,7 +48,7 @@ class AgentInfo(msgspec.Struct, frozen=True):
     install: str | None = None
 
 
-class AgentSpec(msgspec.Struct, frozen=True):
+class AgentSpec(msgspec.Struct, frozen=True, kw_only=True):
     """The agent that a session needs.
 
     Attributes:
@@ -61,16 +61,16 @@ class AgentSpec(msgspec.Struct, frozen=True):
         parameters: what else the agent gets when it is started, and opens its conversation.
         elicitation: the modes of ``elicitation/create`` that the session's clients can show:
             ``form``, ``url``. The agent learns them when its process starts.
-        client_capabilities: others of the session's clients: ``plan``, ``subagents``.
+        client_capabilities: other capabilities of the session's clients: ``plan``, ``subagents``.
         repository: the git repository that *cwd* is a worktree of.
     """
 
     key: str
     agent: str
     cwd: str
-    model: str | None
-    system: str | Mapping[str, str] | None
     permission: str
+    model: str | None = None
+    system: str | Mapping[str, str] | None = None
     preface: str | None = None
     owner: str = ""
     parameters: AgentParameters = NO_PARAMETERS

@@ -124,7 +124,9 @@ class AgentLogins:
     async def _check(self, agent: str, owner: str) -> None:
         """Start the agent as a session of the app would, and end it."""
         async with self._folder() as folder:
-            spec = AgentSpec(folder.name, agent, str(folder), None, None, "ask", owner=owner)
+            spec = AgentSpec(
+                key=folder.name, agent=agent, cwd=str(folder), permission="ask", owner=owner
+            )
             started = self._backend.agent(spec, AgentObserver())
             try:
                 await started.start()

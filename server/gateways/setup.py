@@ -32,8 +32,8 @@ class Gateways:
     """The sandbox of a server and the gateways out of it.
 
     Attributes:
-        keys: the key proxy; None if it is off.
-        domains: the proxy for the allowed domains; None if it is off.
+        key_proxy: inserts the keys of providers; None if it is off.
+        domain_proxy: the way to the allowed domains; None if it is off.
         environ: the server's environment, without the keys that the proxy inserts.
         agent_environ: the part of it for the processes that start agents.
     """
@@ -49,21 +49,21 @@ class Gateways:
         self.sandbox = sandbox
         self.environ = environ
         self.agent_environ = sandbox.given.passed_on if sandbox.is_on else agent_environ
-        self.keys: KeyProxy | None = None
-        self.domains: DomainProxy | None = None
+        self.key_proxy: KeyProxy | None = None
+        self.domain_proxy: DomainProxy | None = None
         self._supervisor = supervisor
         self._tunnels: Tunnels | None = None
         self._has_programs: Callable[[], bool] = lambda: False
         has_keys = needs_key_proxy(settings, agent_environ)
-        self._tokens = tokens = SessionKeys(sandbox.user_home, has_keys=has_keys)
+        self._session_keys = session_keys = SessionKeys(sandbox.user_home, has_keys=has_keys)
         if has_keys:
-            self.keys = KeyProxy(tokens, environ)
+            self.key_proxy = KeyProxy(session_keys, environ)
             self.environ, self.agent_environ = map(_without_keys, (environ, self.agent_environ))
         if settings.sandbox_network == "proxy":
             domains = AllowedDomains(settings.sandbox_domains)
-            self.domains = DomainProxy(domains, tokens.find_key)
-        if self.keys is not None or self.domains is not None:
-            sandbox.given.replace_keys = tokens.replace
+            self.domain_proxy = DomainProxy(domains, session_keys.find_key)
+        if self.key_proxy is not None or self.domain_proxy is not None:
+            sandbox.given.replace_keys = session_keys.replace
 
     @classmethod
     async def open(
@@ -99,23 +99,23 @@ class Gateways:
 
     async def _start(self, stack: contextlib.AsyncExitStack, inherited: Inherited | None) -> None:
         served: dict[int, ServeGateway] = {}
-        if self.keys is not None:
-            stack.push_async_callback(self.keys.stop)
-            await self.keys.start(inherited)
-            served[self.keys.port] = self.keys.serve
-        if self.domains is not None:
-            stack.push_async_callback(self.domains.stop)
-            await self.domains.start()
-            served[self.domains.port] = self.domains.serve
-            self._tokens.domain_port = self.domains.port
+        if self.key_proxy is not None:
+            stack.push_async_callback(self.key_proxy.stop)
+            await self.key_proxy.start(inherited)
+            served[self.key_proxy.port] = self.key_proxy.serve
+        if self.domain_proxy is not None:
+            stack.push_async_callback(self.domain_proxy.stop)
+            await self.domain_proxy.start()
+            served[self.domain_proxy.port] = self.domain_proxy.serve
+            self._session_keys.domain_port = self.domain_proxy.port
         addresses = self.sandbox.network.gateways
-        addresses.key_port = self.keys.port if self.keys is not None else 0
-        addresses.domain_port = self.domains.port if self.domains is not None else 0
+        addresses.key_port = self.key_proxy.port if self.key_proxy is not None else 0
+        addresses.domain_port = self.domain_proxy.port if self.domain_proxy is not None else 0
         if served:
-            tunnels = self._tunnels = Tunnels(self._tokens.knows, served, self._supervisor)
+            tunnels = self._tunnels = Tunnels(self._session_keys.knows, served, self._supervisor)
             tunnels.start()
             stack.push_async_callback(tunnels.stop)
-            token_of = self._tokens.token_of
+            token_of = self._session_keys.token_of
             addresses.open_tunnel = lambda spec: Tunnel(tunnels.name, token_of(spec))
 
     def check_reload(self) -> None:
@@ -126,7 +126,7 @@ class Gateways:
         """
         has_tunnels = self._tunnels is not None and self._tunnels.open_count > 0
         # Programs without a tunnel know the port of the domain proxy.
-        if has_tunnels or (self.domains is not None and self._has_programs()):
+        if has_tunnels or (self.domain_proxy is not None and self._has_programs()):
             raise ReloadError(
                 "the network of the sandboxes would be lost: close or hibernate the sessions with"
                 " live agents, or restart the server"
@@ -161,9 +161,9 @@ class Gateways:
             return refusal.message if refusal is not None else None
 
         self._has_programs = lambda: len(sessions.slots) > 0 or not runner.is_idle
-        self._tokens.find_holder = find_holder
-        if self.keys is not None:
-            self.keys.count_usage, self.keys.may_spend = count, may_spend
+        self._session_keys.find_holder = find_holder
+        if self.key_proxy is not None:
+            self.key_proxy.count_usage, self.key_proxy.may_spend = count, may_spend
 
 
 def _without_keys(environ: Mapping[str, str]) -> dict[str, str]:

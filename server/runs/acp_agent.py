@@ -64,7 +64,14 @@ async def run_acp_agent(
     )
     preface = None if traits.takes_system else request.system
     spec = AgentSpec(
-        run.id, name, str(folder.path), request.model, system, PERMISSION, preface, request.app_name
+        key=run.id,
+        agent=name,
+        cwd=str(folder.path),
+        permission=PERMISSION,
+        model=request.model,
+        system=system,
+        preface=preface,
+        owner=request.app_name,
     )
     agent = backend.agent(spec, collector)
     collector.agent = agent

@@ -102,7 +102,9 @@ class ClaudeProgram:
         own = self._environ_of(run.request.app_name)
         environ = claude_environ({**self._environ, **own}, run.timeout)
         cwd = folder.path / WORK
-        spec = AgentSpec(run.id, CLAUDE, str(cwd), None, None, "", owner=run.request.app_name)
+        spec = AgentSpec(
+            key=run.id, agent=CLAUDE, cwd=str(cwd), permission="", owner=run.request.app_name
+        )
         try:
             sandbox, chosen = self._sandbox.of(spec.owner), {name: environ[name] for name in own}
             plan = await asyncio.to_thread(sandbox.plan, spec, chosen, [folder.path])

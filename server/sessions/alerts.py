@@ -40,10 +40,10 @@ class Alert(msgspec.Struct, frozen=True):
     kind: AlertKind
     app_name: str
     at: float
-    session: SessionRow | None
-    seq: int | None
-    turn_index: int | None
     fields: Mapping[str, Any]
+    session: SessionRow | None = None
+    seq: int | None = None
+    turn_index: int | None = None
 
 
 class AlertReceiver(Protocol):
@@ -79,12 +79,13 @@ class Alerts:
     ) -> None:
         """Raise an alert about an entry that was appended to a session's log just now."""
         if self.is_wanted(row.app_name, kind):
-            self._hand_over(Alert(kind, row.app_name, self._clock(), row, seq, turn_index, fields))
+            about = kind, row.app_name, self._clock(), fields
+            self._hand_over(Alert(*about, session=row, seq=seq, turn_index=turn_index))
 
     def of_app(self, app_name: str, kind: AlertKind, fields: Mapping[str, Any]) -> None:
         """Raise an alert that is about no session."""
         if self.is_wanted(app_name, kind):
-            self._hand_over(Alert(kind, app_name, self._clock(), None, None, None, fields))
+            self._hand_over(Alert(kind, app_name, self._clock(), fields))
 
     def _hand_over(self, alert: Alert) -> None:
         for receiver in self.receivers:

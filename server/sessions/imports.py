@@ -157,7 +157,7 @@ def _begin_turn(
         raise bad_request(f"line {number}: prompt: must be an array of content blocks")
     if turn_index in log.turns or not turn_index:
         raise bad_request(f"line {number}: turn_index: the turn has begun already")
-    log.turns[turn_index] = TurnRow(0, turn_index, None, b"", None, seq, None, None, None, None)
+    log.turns[turn_index] = TurnRow(0, turn_index, None, b"", None, first_seq=seq)
 
 
 def _finish_turn(

@@ -47,7 +47,7 @@ class CarriedPrewarmed(msgspec.Struct, kw_only=True):
 
 def _spec(key: str, agent: str, cwd: str, elicitation: tuple[str, ...]) -> AgentSpec:
     """The specification of a prewarmed agent."""
-    return AgentSpec(key, agent, cwd, None, None, "deny-all", elicitation=elicitation)
+    return AgentSpec(key=key, agent=agent, cwd=cwd, permission="deny-all", elicitation=elicitation)
 
 
 class PrewarmedAgent(AgentObserver):

@@ -149,8 +149,7 @@ class Turn:
 
     def to_row(self, session: int) -> TurnRow:
         """Return the row of a turn that has not started, in the session of that number."""
-        about = self.client_id, self.blocks, self.timeout
-        return TurnRow(session, self.index, *about, None, None, None, None, None)
+        return TurnRow(session, self.index, self.client_id, self.blocks, self.timeout)
 
     @property
     def state(self) -> TurnState:

@@ -321,11 +321,11 @@ class TurnRow:
     client_id: str | None
     prompt: bytes
     timeout_secs: float | None
-    first_seq: int | None
-    last_seq: int | None
-    stop_reason: str | None
-    error: bytes | None
-    duration_ms: int | None
+    first_seq: int | None = None
+    last_seq: int | None = None
+    stop_reason: str | None = None
+    error: bytes | None = None
+    duration_ms: int | None = None
 
 
 @dataclasses.dataclass(slots=True)

@@ -62,7 +62,7 @@ async def test_network_of_a_token_is_limited(own_server: LocalServer, tmp_path: 
     folder.mkdir(parents=True)
     plans = {}
     for owner in ("shop", "other"):
-        spec = AgentSpec("one", "mock", str(folder), None, None, "", owner=owner)
+        spec = AgentSpec(key="one", agent="mock", cwd=str(folder), permission="", owner=owner)
         plans[owner] = await asyncio.to_thread(sandbox.of(owner).plan, spec, {})
     assert plans["shop"]["tcp_ports"] == (80, 443)
     assert plans["other"]["tcp_ports"] is None

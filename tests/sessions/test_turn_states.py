@@ -57,7 +57,7 @@ async def test_refused_turn_cannot_start() -> None:
 async def test_state_of_a_stored_turn_follows_from_its_row(
     first_seq: int | None, last_seq: int | None, state: TurnState
 ) -> None:
-    row = TurnRow(1, 2, None, BLOCKS, None, first_seq, last_seq, None, None, None)
+    row = TurnRow(1, 2, None, BLOCKS, None, first_seq, last_seq)
     turn = Turn.from_row(row)
     assert (turn.state, turn.is_stored) == (state, True)
     assert (turn.has_started, turn.has_ended) == (first_seq is not None, last_seq is not None)

@@ -31,7 +31,7 @@ def session_row(n: int, *, app: str = "app", at: float = 1000.0) -> SessionRow:
 
 
 def turn_row(session: int, index: int, client_id: str | None = None) -> TurnRow:
-    return TurnRow(session, index, client_id, b"[]", None, None, None, None, None, None)
+    return TurnRow(session, index, client_id, b"[]", None)
 
 
 def log_row(first: int, last: int, *, session: int = 1, size: int = 0) -> LogRow:

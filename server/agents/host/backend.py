@@ -243,7 +243,7 @@ class HostBackend(ReloadableHost):
         except OSError as error:
             logger.warning("the capabilities of the agent %s are unknown: %s", name, error)
             return
-        spec = AgentSpec(folder.name, name, str(folder), None, None, "ask")
+        spec = AgentSpec(key=folder.name, agent=name, cwd=str(folder), permission="ask")
         agent = self.agent(spec, AgentObserver())
         try:
             await agent.start()

@@ -47,7 +47,7 @@ class EmptyLog:
 class IgnoringTarget:
     """The target of a handover that ignores all events."""
 
-    spec = AgentSpec("key", "mock", "/", None, None, "ask")
+    spec = AgentSpec(key="key", agent="mock", cwd="/", permission="ask")
 
     def __getattr__(self, name: str) -> Any:
         return lambda *_, **__: None
