@@ -96,12 +96,19 @@ def _parsed_object(line: bytes, number: int) -> dict[str, Any]:
     try:
         value = loads_bounded(line)
     except ValueError:
-        # Agents cut texts inside an emoji, which is JSON, but not UTF-8.
-        has_half = b"\\ud" in line.lower() and line.count(b"[") + line.count(b"{") <= MAX_NESTING
-        value = parse_message(line) if has_half else None
+        # Agents cut texts inside an emoji, and send numbers beyond a double. Both are JSON.
+        is_shallow = line.count(b"[") + line.count(b"{") <= MAX_NESTING
+        value = parse_message(line) if is_shallow else None
     if not isinstance(value, dict):
         raise bad_request(f"line {number}: not a JSON object, or nested too deeply")
     return value
+
+
+def _encode_line(value: Any, number: int) -> bytes:
+    try:
+        return dumps(value)
+    except ValueError:
+        raise bad_request(f"line {number}: a number is out of range") from None
 
 
 def _add_line(log: ImportedLog, line: bytes, number: int) -> None:
@@ -123,7 +130,7 @@ def _add_line(log: ImportedLog, line: bytes, number: int) -> None:
             _begin_turn(log, seq, turn_index, value, number)
         elif kind == "turn_end":
             _finish_turn(log, seq, turn_index, value, number)
-        fields = dumps(value)[1:-1] or b'"imported":true'
+        fields = _encode_line(value, number)[1:-1] or b'"imported":true'
     log.lines.append(entries.entry(kind, seq, ts, turn_index, fields))
     log.last_ts = ts
 
@@ -139,7 +146,7 @@ def _checked_event(line: bytes, value: dict[str, Any], number: int) -> bytes:
         raw = line.rstrip(b"\r")[head.end() : -1]
         if parse_message(raw) == event:
             return entries.event_fields(raw, subagent)
-    return entries.event_fields(dumps(event), subagent)
+    return entries.event_fields(_encode_line(event, number), subagent)
 
 
 def _is_subagent(value: Any) -> bool:

@@ -7,7 +7,7 @@ import contextlib
 import logging
 import time
 from collections.abc import Mapping
-from typing import Any
+from typing import Any, TypeGuard
 
 from ..agents import acp_settings
 from ..agents.base import Conversation
@@ -25,6 +25,8 @@ from .turn_recorder import TurnRecorder
 from .turns import CancelCause, CurrentTurn, Turn
 
 logger = logging.getLogger(__name__)
+
+MAX_STOP_REASON_CHARS = 64
 
 
 class TurnRunner:
@@ -239,9 +241,15 @@ class TurnRunner:
         result = response.get("result")
         reason = result.get("stopReason") if isinstance(result, dict) else None
         usage = result.get("usage") if isinstance(result, dict) else None
-        if isinstance(reason, str) and reason not in ("", "error"):  # `error` is the server's own
+        if _is_stop_reason(reason):
             self._recorder.end(turn, stop_reason=reason, usage=usage)
         else:
             methods = self._agent.reported.auth_methods
             error = agent_error(response.get("error"), self._core.row.agent, methods)
             self._recorder.end(turn, error=error)
+
+
+def _is_stop_reason(reason: Any) -> TypeGuard[str]:
+    """Whether an agent may end a turn so. ``error`` is the server's own."""
+    is_text = isinstance(reason, str) and 0 < len(reason) <= MAX_STOP_REASON_CHARS
+    return is_text and reason != "error"

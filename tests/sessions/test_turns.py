@@ -531,7 +531,9 @@ async def test_agent_error_ends_turn_with_its_message(client: Client) -> None:
     assert (reply["code"], reply["retryable"]) == ("agent_failed", False)
 
 
-@pytest.mark.parametrize("result", [{}, {"stopReason": 7}, {"stopReason": None}, []])
+@pytest.mark.parametrize(
+    "result", [{}, {"stopReason": 7}, {"stopReason": None}, {"stopReason": "x" * 65}, []]
+)
 async def test_response_without_a_stop_reason_is_agent_failed(
     client: Client, result: object
 ) -> None:

@@ -148,6 +148,18 @@ def test_invalid_export_is_refused(data: bytes) -> None:
     assert raised.value.code == "bad_request"
 
 
+def test_json_that_only_some_parsers_read_is_imported_unchanged() -> None:
+    events = [b'{"n":1e999}', b'{"s":"\\ud83d"}', b'{"n":-1e999,"s":"\\ud83d"}']
+    lines = [
+        b'{"type":"event","seq":%d,"ts":5,"turn_index":0,"event":%b}' % (seq, event)
+        for seq, event in enumerate(events, 1)
+    ]
+    assert parse_export(HEADER + b"\n".join(lines)).lines[:3] == lines
+    with pytest.raises(Error) as raised:
+        parse_export(HEADER + entry(1).replace(b"}", b',"n":-1e999,"s":"\\ud83d"}'))
+    assert raised.value.code == "bad_request"
+
+
 def test_imported_line_is_encoded_as_this_server_does() -> None:
     odd = b'{"seq":1,"event":{"a" : 1},"turn_index":0,"ts":5,"type":"event"}'
     twice = b'{"type":"event","seq":2,"ts":5,"turn_index":0,"event":{},"event":{"b":1}}'
