@@ -13,7 +13,8 @@ from .errors import payload_too_large
 
 ClientId = Annotated[str, msgspec.Meta(min_length=1, max_length=256)]
 """The id that a client gives to a prompt."""
-Name = Annotated[str, msgspec.Meta(min_length=1, max_length=1024)]
+MAX_NAME = 1024
+Name = Annotated[str, msgspec.Meta(min_length=1, max_length=MAX_NAME)]
 """The name of an agent, a model, a mode, an option or an option's value."""
 OptionValue = Name | bool
 """The value of an agent's option."""

@@ -22,7 +22,7 @@ from ..storage import statements
 from ..storage.schema import SessionRow, Statement
 from ..storage.writer import DatabaseWriter
 from ..tasks import Tasks, to_completion
-from ..validation import OptionValue
+from ..validation import MAX_NAME, OptionValue
 from ..workspace.worktrees import Worktrees
 from .details import encode_meta
 from .lifetime import Lifetime
@@ -144,6 +144,8 @@ class SessionCreator:
         limit = self._settings.max_system_bytes
         if request.system is not None and len(request.system.encode()) > limit:
             raise Error(ErrorCode.PAYLOAD_TOO_LARGE, f"system: it has at most {limit} bytes")
+        if request.model is not None and len(request.model) > MAX_NAME:
+            raise bad_request(f"model: must have at most {MAX_NAME} characters")
         await self._disk.check()
         agent = await self._agents.choose(request.agent)
         check_permission(request.permission, self._backend, agent)

@@ -172,6 +172,17 @@ def test_imported_line_is_encoded_as_this_server_does() -> None:
     ]
 
 
+async def test_model_of_any_request_is_limited(client: Client) -> None:
+    model = "x" * 1025
+    header = {"session": {"agent": "mock", "model": model}}
+    failure(await client.post("/sessions/import", header), 400, "bad_request")
+    failure(await client.post("/sessions", {"agent": "mock", "model": model}), 400, "bad_request")
+    chat = {"model": f"mock/{model}", "messages": [{"role": "user", "content": "hello"}]}
+    status, reply = await client.post("/v1/chat/completions", chat)
+    assert (status, reply["error"]["code"]) == (400, "bad_request")
+    assert (await client.get("/sessions"))[1]["count"] == 0
+
+
 async def test_import_that_is_too_large_is_refused(serve: Serve) -> None:
     server = await serve(max_import_bytes=1000)
     client = await server.client()
