@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
+from collections.abc import Coroutine
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -19,7 +20,7 @@ logger = logging.getLogger("clawdforge_client")
 POLICY_SECS = 0.5
 """The server answers a request by the session's policy in less time."""
 MAX_ANSWERS = 3
-"""So often a question is put to its handler if the server refuses the answers."""
+"""Calls of the handler for one question, if the server refuses its answers."""
 
 
 @dataclass(slots=True)
@@ -30,7 +31,7 @@ class Shared:
     give_up_secs: float
     linger_secs: float
     attached: set[Attachment] = field(default_factory=set)
-    """Those that have a connection."""
+    """The attachments that have a connection."""
 
 
 class Attachment:
@@ -160,44 +161,34 @@ class Attachment:
     # Answers.
 
     def _ask_permission(self, entry: Any) -> None:
-        request = entry["request"]
-        self._answer(
+        if self.handlers.permission is None:
+            return
+        fields = entry["request"]
+        request = PermissionRequest(
             entry["request_id"],
-            self._answer_permission(
-                PermissionRequest(
-                    entry["request_id"],
-                    entry.get("turn_index", 0),
-                    request.get("toolCall") or {},
-                    request.get("options") or [],
-                    entry["expires_at"],
-                )
-            )
-            if self.handlers.permission is not None
-            else None,
+            entry.get("turn_index", 0),
+            fields.get("toolCall") or {},
+            fields.get("options") or [],
+            entry["expires_at"],
         )
+        self._answer(request.request_id, self._answer_permission(request))
 
     def _ask_question(self, entry: Any) -> None:
-        request = entry["request"]
-        self._answer(
-            entry["request_id"],
-            self._answer_question(
-                Question(
-                    entry["request_id"],
-                    entry.get("turn_index", 0),
-                    str(request.get("message", "")),
-                    str(request.get("mode", "form")),
-                    request.get("requestedSchema") or {},
-                    request.get("url"),
-                    entry["expires_at"],
-                )
-            )
-            if self.handlers.question is not None
-            else None,
-        )
-
-    def _answer(self, request_id: str, answering: Any) -> None:
-        if answering is None:
+        if self.handlers.question is None:
             return
+        fields = entry["request"]
+        question = Question(
+            entry["request_id"],
+            entry.get("turn_index", 0),
+            str(fields.get("message", "")),
+            str(fields.get("mode", "form")),
+            fields.get("requestedSchema") or {},
+            fields.get("url"),
+            entry["expires_at"],
+        )
+        self._answer(question.request_id, self._answer_question(question))
+
+    def _answer(self, request_id: str, answering: Coroutine[Any, Any, None]) -> None:
         if request_id in self._answers:  # reported again after a reconnect
             answering.close()
             return
@@ -217,7 +208,7 @@ class Attachment:
         try:
             answer = await handler(request)
         except Exception:
-            logger.exception("the handler of permissions has failed; the request is cancelled")
+            logger.exception("the permission handler failed; the request is cancelled")
             answer = None
         if answer is True:
             answer = request.allow()
@@ -234,7 +225,7 @@ class Attachment:
             try:
                 answer = await handler(question)
             except Exception:
-                logger.exception("the handler of questions has failed; the question is cancelled")
+                logger.exception("the question handler failed; the question is cancelled")
                 answer = None
             if answer is None or answer is False:
                 body: Json = {"action": "cancel" if answer is None else "decline"}
@@ -254,12 +245,12 @@ class Attachment:
         await self._send(path, {"action": "cancel"})
 
     async def _send(self, path: str, body: Json) -> ClawdforgeError | None:
-        """Send an answer. Returns the error if the server asks for another one."""
+        """Send an answer. Return the error if the server refuses the answer and accepts another."""
         try:
             await self._rest.call("POST", f"/sessions/{self._session_id}/{path}", body, repeat=True)
         except ClawdforgeError as error:
             if error.code == "bad_request":
                 return error
-            if error.code != "not_found":  # somebody was faster, or it has expired
+            if error.code != "not_found":  # another client has answered, or the request has expired
                 raise
         return None

@@ -32,7 +32,7 @@ class Clawdforge:
     """A client of a clawdforge server, for one app.
 
     Use it as ``async with Clawdforge(url, token) as forge``, or call :meth:`close` at the end.
-    Closing the client closes its sockets; sessions and turns go on.
+    Closing the client closes its sockets; sessions and turns continue.
 
     Args:
         url: the server's address; a path of a site is possible.
@@ -195,7 +195,7 @@ class Clawdforge:
         state = await self._rest.call("POST", "/sessions/import", ndjson)
         return self.session(state["session_id"])
 
-    # The rest of the app.
+    # Other calls of the app.
 
     async def agents(self) -> list[Json]:
         """``[{name, installed, default}]``."""
@@ -215,7 +215,7 @@ class Clawdforge:
 
         Args:
             content: the file's bytes, or the path of a local file.
-            name: the file's name; by default that of the local file.
+            name: the file's name; by default the name of the local file.
         """
         filename = name or (content.name if isinstance(content, Path) else "file")
 
@@ -258,7 +258,7 @@ class Clawdforge:
     async def run_in_background(
         self, prompt: str, *, key: str | None = None, **options: Any
     ) -> BackgroundRun:
-        """Start a run that goes on without its caller."""
+        """Start a run that continues without its caller."""
         headers = None if key is None else {"Idempotency-Key": key}
         body = {**run_body(prompt, **options), "background": True}
         reply = await self._rest.call(

@@ -22,14 +22,14 @@ logger = logging.getLogger("clawdforge_client")
 
 IDEMPOTENT = {"GET", "PUT", "DELETE", "PATCH"}
 REFUSED = {"draining"}
-"""Codes of requests that the server has not carried out, and will if they are repeated."""
+"""Codes of refused requests that the server will accept later."""
 SILENT_SECS = 60
-"""Time without progress after which a response has failed; a POST may take as long as its work."""
+"""Seconds without a byte after which a response has failed, unless it is a POST that waits."""
 DROPPED = (aiohttp.ClientConnectionError, aiohttp.ClientPayloadError, ConnectionError)
 
 
 def backoff(attempt: int) -> float:
-    """Seconds to wait before the next attempt: random, so that clients do not come at once."""
+    """Seconds to wait before the next attempt: random, so that clients spread their attempts."""
     return random.uniform(0, min(15.0, 0.25 * 2.0**attempt))  # noqa: S311
 
 
@@ -52,7 +52,7 @@ class Rest:
     """Calls the server.
 
     Args:
-        retry_secs: how long a call that may be repeated is repeated over lost connections.
+        retry_secs: seconds for which a repeatable call is repeated after lost connections.
     """
 
     def __init__(
@@ -97,7 +97,7 @@ class Rest:
         while True:
             try:
                 return await self._once(method, path, body, options)
-            except aiohttp.ClientConnectorError as error:  # it was never sent
+            except aiohttp.ClientConnectorError as error:  # the request was never sent
                 failure: ClawdforgeError = ConnectionLostError(f"{self.url}: {error}")
             except DROPPED as error:
                 failure = ConnectionLostError(f"{method} {path}: {_name(error)}")

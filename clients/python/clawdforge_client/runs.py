@@ -90,7 +90,7 @@ class RunStream:
 
 
 class BackgroundRun:
-    """A run that goes on without its caller, also over a restart of the caller.
+    """A run that continues without its caller, also while the caller restarts.
 
     Attributes:
         id: with it ``Clawdforge.background_run`` finds the run again, for an hour.

@@ -77,7 +77,7 @@ class Session:
         return turn
 
     async def ask(self, prompt: Prompt, *, retries: int = 0, **options: Any) -> TurnResult:
-        """Send a prompt and wait for the end of its turn. The options are those of `prompt`.
+        """Send a prompt and wait for the end of its turn. Options as for `prompt`.
 
         Args:
             retries: how often a turn that has failed and may succeed (because the server was
@@ -210,7 +210,7 @@ class Session:
         await self.detach()
 
     async def detach(self) -> None:
-        """Close this handle's socket. The session, its turns and its agent go on."""
+        """Close this handle's socket. The session, its turns and its agent continue."""
         await self._attachment.close()
 
     async def reopen(self) -> State:
