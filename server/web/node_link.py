@@ -1,8 +1,8 @@
 """Requests that belong to another node of the cluster.
 
 The node that a client reached sends the request through a channel to the session's node. That node
-sends it to itself through a socket that only its own process can connect to, so the request meets
-the same code as a client's own. The response comes back over the same channel, piece by piece.
+sends it to itself through a socket that only its own process can connect to, so the same code
+handles it as a request of a client. The response comes back over the same channel, piece by piece.
 """
 
 from __future__ import annotations
@@ -71,7 +71,7 @@ class ForwardedResponse(msgspec.Struct, array_like=True):
 
 
 class NodeLink:
-    """Sends requests to other nodes, and carries out theirs."""
+    """Sends requests to other nodes, and carries out the requests of other nodes."""
 
     def __init__(self, node: ClusterNode) -> None:
         self.node = node
@@ -94,7 +94,7 @@ class NodeLink:
                 await site.stop()
 
     def origin_of(self, request: web.Request) -> ForwardedRequest | None:
-        """The request of another node that *request* carries out; None for a client's own."""
+        """The request of another node that *request* carries out; None if a client has sent it."""
         connection = request.get_extra_info("socket")
         if connection is None or connection.family != socket.AF_UNIX:
             return None
@@ -236,18 +236,18 @@ async def _pieces(request: web.Request, channel: NodeChannel) -> AsyncIterator[b
 
 @web.middleware
 async def node_middleware(request: web.Request, handler: Handler) -> web.StreamResponse:
-    """Send a request to the node that runs its session, or that has room for a new one."""
+    """Send a request to the node that runs its session, or that has a free slot for a new one."""
     link = request.app[LINK]
     if link.origin_of(request) is not None:
         try:
             return await handler(request)
-        except ElsewhereError:  # it has moved meanwhile
+        except ElsewhereError:  # the session has moved meanwhile
             raise out_of_reach() from None
     sessions = context_of(request).sessions
     if request.method == hdrs.METH_POST and request.path in PLACED:
         placed = link.node.place()
         if placed != sessions.cluster.number:
-            authenticate_app(request)  # a request of nobody is not passed on
+            authenticate_app(request)  # only authenticated requests are passed on
             return await link.forward(request, placed)
     try:
         return await handler(request)

@@ -35,7 +35,7 @@ from .node_link import LINK, NodeLink
 logger = logging.getLogger(__name__)
 
 TOKENS_CHANGED = "tokens"
-"""The event that tells the other nodes that tokens or shares have changed."""
+"""The event for the other nodes after a change of tokens or shares."""
 REFRESH_POLL_SECS = 0.5
 RUNS_POLL_SECS = 30.0
 FROZEN_CLOSE_SECS = 5.0
@@ -48,7 +48,7 @@ def share_accounts(
     clock: Callable[[], float],
     stack: contextlib.AsyncExitStack,
 ) -> None:
-    """Let the accounts of a node know what the others spend; *stack* ends it."""
+    """Let the accounts of a node read the spending of the other nodes; *stack* ends this."""
     if engine is not None:
         accounts.join(Elsewhere(engine.limits, lambda: writer.commit(()), clock))
         stack.push_async_callback(accounts.stop)
@@ -77,7 +77,7 @@ def connect_beats(engine: SharedEngine | None, backend: HostBackend | CliBackend
 
 
 class NodeParts:
-    """The connections between the sessions of this node and those of the others."""
+    """Connects the sessions of this node with the sessions of the other nodes."""
 
     def __init__(self, node: ClusterNode, sessions: SessionRegistry, engine: SharedEngine) -> None:
         self._node = node

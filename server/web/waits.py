@@ -1,7 +1,7 @@
 """Requests that wait for a turn during a reload: the next version answers them.
 
-The connection is passed on. The next version reads the request from it once more, with a secret in
-place of the prompt: it waits for the turn that the request has begun already.
+The connection is passed to the next version, which handles the request again. A secret replaces the
+prompt: it identifies the turn that the request has begun, and the request waits for that turn.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ from ..reload.state import Passed
 from .listener import BoundedRequestHandler, Listener
 
 CONTINUES = "X-Clawdforge-Continues"
-"""The header with the secret."""
+"""The header with the secret, from the server to itself."""
 _REPLACED = frozenset(
     (b"content-length", b"transfer-encoding", b"expect", CONTINUES.lower().encode())
 )
@@ -100,7 +100,7 @@ def pack_waits(connections: Iterable[BoundedRequestHandler], passed: Passed) -> 
 async def continue_waits(
     app: web.Application, listener: Listener, waits: Iterable[CarriedWait]
 ) -> None:
-    """Read the requests of an earlier version of the server once more."""
+    """Handle the waiting requests of an earlier version of the server again."""
     continued = app[CONTINUED]
     for wait in waits:
         secret = secrets.token_urlsafe(32)

@@ -1,7 +1,7 @@
 """The PostgreSQL driver. No other module imports asyncpg.
 
 The writer has a connection of its own, whose group commits are fenced: each locks the row of this
-node in ``nodes`` and leaves a mark in ``marks``. If the answer to a commit is lost, the mark tells
+node in ``nodes`` and leaves a mark in ``marks``. If the answer to a commit is lost, the mark shows
 whether it was carried out. The driver knows no other tables.
 """
 
@@ -111,7 +111,7 @@ class PostgresDriver:
             connections.close()
 
     def abandon(self) -> None:
-        """Give up the commit in progress: its outcome stays unknown."""
+        """End the connection of the commit in progress, whose outcome then stays unknown."""
         self._is_abandoned = True
         if self._writer is not None:
             self._writer.terminate()
@@ -139,7 +139,7 @@ class PostgresDriver:
     ) -> list[tuple[Any, ...]]:
         """Execute one statement at once, outside of the group commits, and return its rows.
 
-        It is not fenced unless it says so itself.
+        It is not fenced, unless its SQL checks the node itself.
 
         Args:
             repeats: whether it may be executed again if its answer is lost.
@@ -154,10 +154,10 @@ class PostgresDriver:
     ) -> list[tuple[Any, ...]]:
         """Execute one statement on a connection that nothing else uses, and return its rows.
 
-        It does not wait for the disk. It may be executed, although it raises.
+        It does not wait for the disk. If it raises, the statement may still be executed.
 
         Args:
-            timeout: seconds, after which the connection is given up.
+            timeout: seconds, after which the connection is closed.
 
         Raises:
             DatabaseError: it failed, or took too long.
@@ -205,8 +205,8 @@ class PostgresDriver:
     async def write(self, transaction: Sequence[Statement]) -> None:
         """Execute statements in one transaction.
 
-        After a lost answer it looks for the mark of the transaction, and sends the same again if
-        there is none. So it returns or raises only if the outcome is known.
+        After a lost answer it looks for the mark of the transaction, and sends the transaction
+        again if there is no mark. So it returns or raises only if the outcome is known.
 
         Raises:
             DatabaseError: none was executed.
@@ -244,7 +244,7 @@ class PostgresDriver:
         self.tail.acknowledged = self.last_mark
 
     async def check_tail(self) -> None:
-        """Check after a failover that the engine has what this node has committed last.
+        """Check after a failover that the engine has the last commit of this node.
 
         Raises:
             LostTailError: it does not.
@@ -270,8 +270,7 @@ class PostgresDriver:
         """The connection for writes.
 
         Args:
-            is_sent: whether a commit was sent whose outcome is unknown. Then it waits without an
-                end.
+            is_sent: whether a commit was sent whose outcome is unknown. Then it waits forever.
 
         Raises:
             DatabaseError: the engine is out of reach.

@@ -20,7 +20,7 @@ STATEMENTS = 1000
 """Prepared statements of a connection."""
 
 IDLE_MS = 3000
-"""A transaction that waits for us so long is rolled back: it blocks a node that takes over."""
+"""The engine rolls back a transaction that is idle for longer: it could block a takeover."""
 
 LOST_CONNECTION = (
     OSError,
@@ -50,7 +50,7 @@ _TRANSIENT = (
 
 
 def database_error(error: Exception) -> DatabaseError:
-    """The error as the storage knows it."""
+    """Convert an error of asyncpg."""
     message = str(error) or type(error).__name__
     if isinstance(error, (asyncpg.DataError, ValueError)) and not isinstance(
         error, asyncpg.PostgresError
@@ -70,9 +70,8 @@ async def open_connection(
 ) -> asyncpg.Connection:
     """Open a connection to a server that takes writes.
 
-    Its settings are ours, whatever the database's defaults are. No commit is ever cut short by a
-    timeout, because a commit that waits for a standby would then be visible and yet reported as
-    failed.
+    It overrides the defaults of the database. No timeout ends a commit: a commit that waits for a
+    standby would then be visible, although it is reported as failed.
 
     Args:
         node: the number of this node, for the columns that name the node of a row.
@@ -119,7 +118,7 @@ class Connections:
     """Connections that several tasks use, each for one statement at a time.
 
     Args:
-        limit: of open connections. Others wait for one.
+        limit: the number of open connections. Further tasks wait for one.
         tail: learns of each new connection.
     """
 
