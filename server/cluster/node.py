@@ -234,7 +234,7 @@ class ClusterNode:
         if text != HEADS:
             await self.bus.notify(node, text)
 
-    async def tell_all(self, kind: str, text: str = "") -> None:
+    async def notify_all(self, kind: str, text: str = "") -> None:
         """Send an event to every node, also to this one. It may be lost."""
         await self.bus.notify_all(f"{kind} {text}")
 

@@ -79,7 +79,7 @@ class SessionOwnership:
             if (session := self._sessions.loaded(session_id)) is not None:
                 await self._hand_over_one(session, 0)
         await self._sessions.writer.commit([self._release_rest()])
-        await self._node.tell_all(WAITING)
+        await self._node.notify_all(WAITING)
 
     async def _hand_over_one(self, session: Session, timeout: float) -> None:
         has_waiting = await session.succession.hand_over(timeout)
@@ -90,7 +90,7 @@ class SessionOwnership:
         release = self._node.owner_statement(session.row.n, None)
         await self._sessions.writer.commit([release])
         if has_waiting:
-            await self._node.tell_all(WAITING)
+            await self._node.notify_all(WAITING)
 
     def _release_rest(self) -> Statement:
         """The statement that releases the sessions that are not in memory."""

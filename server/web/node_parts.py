@@ -109,11 +109,11 @@ class NodeParts:
         app[LINK] = NodeLink(node)
         CommandServer(node, self._sessions, tokens, context.files)
 
-        async def tell() -> None:
-            await node.tell_all(TOKENS_CHANGED)
+        async def notify_nodes() -> None:
+            await node.notify_all(TOKENS_CHANGED)
 
         tokens.shared_tickets = SharedTickets(node.engine, context.settings.max_tickets_per_app)
-        tokens.on_changed = tokens.shares.on_changed = tell
+        tokens.on_changed = tokens.shares.on_changed = notify_nodes
         node.on_event[TOKENS_CHANGED] = lambda _: self._tokens_changed.set()
         slots = self._sessions.slots
         self._lease.load = lambda: (context.settings.max_live_agents, len(slots))

@@ -118,5 +118,5 @@ async def test_notification_of_everyone_reaches_each_node(make_node: MakeNode) -
     for node in (one, two):
         node.on_event["hello"] = lambda text, n=node.number: heard.append((n, text))  # type: ignore[misc]
     await eventually("both to listen", lambda: one.bus._listener and two.bus._listener)
-    await one.tell_all("hello", "there")
+    await one.notify_all("hello", "there")
     await eventually("both to hear it", lambda: sorted(heard) == [(1, "there"), (2, "there")])
