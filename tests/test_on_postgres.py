@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import os
 import signal
 import sys
 from collections.abc import Iterator
@@ -14,8 +15,20 @@ import pytest
 from .conftest import Spawn
 from .support.harness import Client, eventually, new_client, run_program, script
 from .support.postgres import Postgres, running_postgres
+from .support.processes import ROOT
 
 pytestmark = pytest.mark.slow
+SELECTION = (
+    "tests/accounts/test_app_limits.py",
+    "tests/outbox/test_webhooks.py",
+    "tests/sessions/test_lifecycle.py",
+    "tests/sessions/test_queue.py",
+    "tests/sessions/test_quotas.py",
+    "tests/uploads",
+    "tests/web/test_session_list.py",
+    "tests/ws/test_app_socket.py",
+)
+"""Tests of what is stored and counted, in which the engines could differ most."""
 
 
 @pytest.fixture(scope="module")
@@ -100,3 +113,20 @@ async def test_unreachable_engine_makes_the_node_unready_and_refuses_prompts(
 async def test_server_without_a_cluster_does_not_import_asyncpg() -> None:
     program = "import sys, server.command_line; sys.exit('asyncpg' in sys.modules)"
     assert (await run_program(sys.executable, "-c", program))[0] == 0
+
+
+@pytest.mark.timeout(1200)
+async def test_selection_of_the_tests_passes_on_postgresql(tmp_path: Path) -> None:
+    """All of ``make test`` runs with ``CLAWDFORGE_TEST_ENGINE=postgresql``; that takes minutes."""
+    environ = {**os.environ, "CLAWDFORGE_TEST_ENGINE": "postgresql"}
+    process = await asyncio.create_subprocess_exec(
+        *(sys.executable, "-m", "pytest", "-q", "-n", "0", "-p", "no:cacheprovider"),
+        *("--basetemp", tmp_path / "inner", "--no-header", "--tb=short", *SELECTION),
+        cwd=ROOT,
+        env=environ,
+        stdin=asyncio.subprocess.DEVNULL,
+        stdout=asyncio.subprocess.PIPE,
+        stderr=asyncio.subprocess.STDOUT,
+    )
+    out, _ = await process.communicate()
+    assert process.returncode == 0, out.decode()[-5000:]
