@@ -304,16 +304,21 @@ test('a watch delivers each entry once over lost connections', async () => {
 	try {
 		const session = await forge.createSession({ agent: 'mock' });
 		watch.subscribe(session.id, { after: 0 });
-		watch.prompt(session.id, script({ burst: { count: 300, text: 'w', batch: 10, pause_ms: 1 } }));
 		const entries = [];
+		let isPrompted = false;
 		for await (const { kind, entry } of watch) {
+			if (!isPrompted) {
+				isPrompted = true;
+				sockets.at(-1).close(); // the prompt waits for the next one
+				watch.prompt(session.id, script({ burst: { count: 300, text: 'w', batch: 10, pause_ms: 1 } }));
+			}
 			if (kind !== 'entry') continue;
 			entries.push(entry);
 			if (entries.length % 100 === 50) sockets.at(-1).close();
 			if (entry.type === 'turn_end') break;
 		}
 		assert.deepEqual(entries, await session.log());
-		assert.ok(sockets.length > 2);
+		assert.ok(sockets.length > 1);
 	} finally {
 		globalThis.WebSocket = Original;
 		watch.close();
