@@ -6,7 +6,7 @@ import os
 
 TYPE_CHECKING = False  # type checkers know this name; importing `typing` takes time
 if TYPE_CHECKING:
-    from collections.abc import Iterator, Sequence
+    from collections.abc import Iterable, Iterator, Sequence
 
 
 def program_paths(argv: Sequence[str], path: str | None) -> list[str]:
@@ -32,6 +32,25 @@ def program_paths(argv: Sequence[str], path: str | None) -> list[str]:
         if interpreter is not None and os.path.isfile(interpreter):
             waiting.append(interpreter)
     return [os.path.normpath(one) for one in dict.fromkeys(found)]
+
+
+def without_private(paths: Iterable[str], private: Sequence[str]) -> list[str]:
+    """The *paths* that neither lead into a *private* one nor contain one.
+
+    An agent may be able to write its own program: the first line of a script, or a link in its
+    place, must not open the database.
+    """
+    tops = [os.path.realpath(path) for path in private]
+    found = []
+    for path in paths:
+        real = os.path.realpath(path)
+        if not any(_is_in(real, top) or _is_in(top, real) for top in tops):
+            found.append(path)
+    return found
+
+
+def _is_in(path: str, folder: str) -> bool:
+    return path == folder or path.startswith(folder.rstrip("/") + "/")
 
 
 def packages_of(file: str) -> Iterator[str]:

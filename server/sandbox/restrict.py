@@ -8,6 +8,7 @@ step. The server makes the plan (:mod:`server.sandbox.plans`); it is a JSON obje
 ``own``         ``[[top, path below it, is_writable], …]``: the folders of the session
 ``read``        paths that may be read and executed
 ``write``       paths that may also be written
+``private``     paths that a program's own files never open to it, whatever they refer to
 ``hidden``      paths that stay hidden although they are below a readable one (``bwrap``)
 ``devices``     devices that may be read and written (``landlock``)
 ``tmp``         the one of ``own`` that becomes `/tmp`, or null (``bwrap``)
@@ -179,7 +180,8 @@ def enter(plan: Mapping[str, Any], argv: Sequence[str], environ: Mapping[str, st
         os.execvpe(argv[0], list(argv), environ)
     _close_inherited(keep=cwd)
     # With the PATH of the server: a client may set another for its agent.
-    reads = [*plan["read"], *program_files.program_paths(argv, os.environ.get("PATH"))]
+    programs = program_files.program_paths(argv, os.environ.get("PATH"))
+    reads = [*plan["read"], *program_files.without_private(programs, plan.get("private", ()))]
     own = [(open_beneath(top, path), top, path, bool(rw)) for top, path, rw in plan["own"]]
     own.append((cwd, *plan["cwd"], True))
     resource_limits.apply(plan.get("limits", {}))

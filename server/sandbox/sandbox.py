@@ -216,6 +216,7 @@ class Sandbox:
             "tmp": None if self._needs_tmpfs(spec) else self._below(folders.tmp(spec.key)),
             "read": self._reads,
             "write": [str(path) for path in self.policy.write],
+            "private": [str(path) for path in self._hidden],
             "hidden": self._masks if self.level == "bwrap" else [],
             "devices": paths.DEVICES,
             **given.without_keys(
@@ -278,7 +279,8 @@ class Sandbox:
         environ = self.given.passed_on
         programs = paths.installed_programs(environ, self._hidden, self.user_home)
         for argv in self.policy.programs:
-            programs += program_files.program_paths(argv, self.environ.get("PATH"))
+            own = program_files.program_paths(argv, self.environ.get("PATH"))
+            programs += program_files.without_private(own, [*map(str, self._hidden)])
         more = set(paths.outermost([*cover, *programs, *paths.SYSTEM_INFO])) - set(cover)
         return [*system, *(path for path in more if os.path.exists(path)), *listed]  # noqa: PTH110
 

@@ -5,6 +5,8 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import logging
+import os
+import stat
 import time
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -99,9 +101,11 @@ class DiskWatch:
         folders = self._folders(session)
         full: list[str] = []
         enough = self._limit or ANY_SIZE
-        size = await asyncio.to_thread(bytes_in, folders, enough, self._file_bytes, full)
-        if self._file_bytes and full:
-            self._tell_full(session, full[0])
+        wanted = full if self._file_bytes else None
+        size = await asyncio.to_thread(bytes_in, folders, enough, self._file_bytes, wanted)
+        for path in full[:1]:
+            if await asyncio.to_thread(self._is_file_within, Path(path)):
+                self._tell_full(session, path)
         if size <= enough:
             session.turns.disk_refusal = None
             return
@@ -119,6 +123,15 @@ class DiskWatch:
             await session.agent.hibernate(0)
         else:
             await asyncio.to_thread(self._free, session.id)
+
+    def _is_file_within(self, path: Path) -> bool:
+        """Whether no part of a path is a link by now, so that the name is the session's."""
+        try:
+            with safe_files.folder(*self._data_dir.split(path.parent)) as folder:
+                mode = os.stat(path.name, dir_fd=folder, follow_symlinks=False).st_mode
+        except OSError:
+            return False
+        return stat.S_ISREG(mode)
 
     def _tell_full(self, session: Session, path: str) -> None:
         """Tell the users that a file has the largest size: its writer could not go on."""

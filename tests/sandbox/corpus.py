@@ -16,6 +16,7 @@ import ctypes
 import errno
 import fcntl
 import json
+import mmap
 import os
 import resource
 import runpy
@@ -977,6 +978,39 @@ def change_quota(targets: Targets) -> None:
 @attempt
 def load_kernel(targets: Targets) -> None:
     reach(246, 104, 0, 99, 0, 0)
+
+
+def run_code(code: bytes) -> int:
+    """Carry out machine code in a child, and return what it returns. OSError if it was ended."""
+    reader, writer = os.pipe()
+    child = os.fork()
+    if child == 0:
+        memory = mmap.mmap(-1, 4096, prot=mmap.PROT_READ | mmap.PROT_WRITE | mmap.PROT_EXEC)
+        memory.write(code)
+        address = ctypes.addressof(ctypes.c_char.from_buffer(memory))
+        result = ctypes.CFUNCTYPE(ctypes.c_int)(address)()
+        os.write(writer, struct.pack("i", result))
+        os._exit(0)
+    os.close(writer)
+    os.waitpid(child, 0)
+    answer = os.read(reader, 4)
+    os.close(reader)
+    if len(answer) < 4:
+        raise OSError("ended by the kernel")
+    number: int = struct.unpack("i", answer)[0]
+    return number
+
+
+@attempt
+def call_kernel_with_32_bits(targets: Targets) -> None:
+    assert IS_X86
+    assert run_code(b"\x53\xb8\x14\0\0\0\xcd\x80\x5b\xc3") > 0  # getpid
+
+
+@attempt
+def call_kernel_with_other_numbers(targets: Targets) -> None:
+    assert IS_X86
+    system_call(0x40000000 + 39, 0)  # getpid of x32
 
 
 # More about sockets.

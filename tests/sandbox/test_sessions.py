@@ -193,6 +193,34 @@ def test_listed_folders_are_granted_and_the_data_folder_stays_hidden(
 
 
 @pytest.mark.parametrize("level", [pytest.param("bwrap", marks=pytest.mark.slow), "landlock"])
+@pytest.mark.parametrize("kind", ["interpreter", "link"])
+def test_program_that_refers_to_the_database_does_not_open_it(
+    tmp_path: Path, level: str, kind: str
+) -> None:
+    """An agent that can write its own program could name any file there."""
+    data = DataDir(tmp_path / "data")
+    data.workspace("own").mkdir(parents=True)
+    data.database.write_text("secret")
+    script, link = tmp_path / "agent.py", tmp_path / "link"
+    first = f"#!{data.database}\n" if kind == "interpreter" else ""
+    script.write_text(
+        f"{first}print('runs', flush=True)\nprint(open({str(data.database)!r}).read())"
+    )
+    link.symlink_to(data.database)
+    sandbox = Sandbox(mechanism(level), data, environ=plain_environ())
+    plan = tmp_path / "plan.json"
+    plan.write_text(json.dumps(sandbox.plan(TrialSpec("own", str(data.workspace("own"))), {})))
+    done = subprocess.run(
+        [sys.executable, "-I", "-S", str(RESTRICT), str(plan), system_python(), str(script), link],
+        env=plain_environ(),
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert (done.stdout, done.returncode) == ("runs\n", 1), done
+
+
+@pytest.mark.parametrize("level", [pytest.param("bwrap", marks=pytest.mark.slow), "landlock"])
 async def test_ended_agent_leaves_no_process(serve: Serve, tmp_path: Path, level: str) -> None:
     """The pid of a process in a namespace is its own number, so the test reads its session."""
     mechanism(level)
