@@ -21,6 +21,7 @@ from typing import Any
 
 import accounting
 import history
+import interaction
 import lifecycle
 import proxies
 import subscribers
@@ -35,7 +36,7 @@ from server.agents.process.process_tree import end_tagged, env_tag
 LIMIT_SECS = {True: 240, False: 1200}
 PARTS = (
     *("latency", "bursts", "subscribers", "sockets", "replay", "webhooks", "accounting"),
-    *("lifecycle", "growth", "history"),
+    *("lifecycle", "growth", "history", "interaction"),
 )
 
 
@@ -113,6 +114,8 @@ def measure(
                     turns.measure_bursts(targets, report, quick=quick)
                     turns.measure_together(server, targets.bridge, report, quick=quick)
                     turns.measure_neighbour(server, report, quick=quick)
+        if "interaction" in parts:
+            interaction.measure_interaction(server, report, quick=quick)
         if "subscribers" in parts:
             subscribers.measure_fan_out(server, folder, report, quick=quick)
             subscribers.measure_delivery(server, report, quick=quick)

@@ -9,7 +9,7 @@ from typing import Any
 import msgspec
 
 from ..mcp_servers import McpServer
-from ..sessions.options import NO_OPTIONS, SessionOptions, check_options
+from ..sessions.options import NO_OPTIONS, SessionOptions, check_for_agent, check_options
 from ..sessions.registry import SessionRegistry
 from ..sessions.session import Session
 from ..validation import in_words
@@ -135,6 +135,7 @@ async def change_options(
     if options == before or session.is_closed:
         return
     check_options(options, sessions.settings)
+    check_for_agent(options, sessions.backend, session.row.agent)
     options = await sessions.workspaces.check_directories(options)
     names = SessionOptions.__struct_fields__
     await session.change(options={name: getattr(options, name) for name in names})

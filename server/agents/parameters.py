@@ -57,11 +57,12 @@ class AgentParameters:
             options["maxTurns"] = self.max_turns
         return options
 
-    def request_fields(self, capabilities: Any) -> dict[str, Any]:
+    def request_fields(self, capabilities: Any, agent: str) -> dict[str, Any]:
         """The fields to add to a request that opens the conversation.
 
         Args:
             capabilities: the ``agentCapabilities`` that the agent reported.
+            agent: its name, for errors.
 
         Raises:
             Error: ``not_supported``, or ``bad_request`` if a preset does not exist any more.
@@ -71,11 +72,13 @@ class AgentParameters:
         if self.mcp_servers:
             supported = known.get("mcpCapabilities")
             kinds = supported if isinstance(supported, dict) else {}
-            fields["mcpServers"] = [_for_agent(server, kinds) for server in self.mcp_servers]
+            fields["mcpServers"] = [_for_agent(one, kinds, agent) for one in self.mcp_servers]
         if self.additional_directories:
             session = known.get("sessionCapabilities")
             if not isinstance(session, dict) or session.get("additionalDirectories") is None:
-                raise not_supported("additional_directories: the agent does not support them")
+                raise not_supported(
+                    f"additional_directories: the agent {agent!r} does not support them"
+                )
             fields["additionalDirectories"] = list(self.additional_directories)
         return fields
 
@@ -83,12 +86,13 @@ class AgentParameters:
 NO_PARAMETERS = AgentParameters()
 
 
-def _for_agent(server: McpServer | str, kinds: Mapping[str, Any]) -> dict[str, Any]:
+def _for_agent(server: McpServer | str, kinds: Mapping[str, Any], agent: str) -> dict[str, Any]:
     if not isinstance(server, McpServer):
         raise bad_request(f"mcp_servers: the server has no preset {server!r} any more")
     if server.type != "stdio" and not kinds.get(server.type):
         raise not_supported(
-            f"mcp_servers: {server.name!r}: the agent does not support the type {server.type!r}"
+            f"mcp_servers: {server.name!r}: the agent {agent!r} does not support the type"
+            f" {server.type!r}"
         )
     return server.for_agent()
 

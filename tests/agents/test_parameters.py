@@ -12,6 +12,7 @@ import pytest
 from server.mcp_servers import presets
 
 from ..conftest import Serve
+from ..support.acp_client import ResponseError, connect
 from ..support.harness import (
     Client,
     Json,
@@ -172,9 +173,17 @@ async def test_claude_gets_its_options_and_system_prompt_after_each_load(serve: 
 async def test_option_that_the_agent_cannot_take_is_refused(serve: Serve) -> None:
     server = await serve(agents=AGENTS)
     client = await server.client()
-    for option in ({"allowed_tools": ["Read"]}, {"max_turns": 1}):
-        body = {"agent": "mock", **option}
-        failure(await client.post("/sessions", body), 400, "not_supported")
+    session = await client.create("mock")
+    acp = await connect(client)
+    for name, value in (("allowed_tools", ["Read"]), ("max_turns", 1)):
+        body = {"agent": "mock", name: value}
+        message = failure(await client.post("/sessions", body), 400, "not_supported")
+        assert name in message
+        assert "'mock'" in message
+        meta = {"clawdforge": {name: value}}
+        with pytest.raises(ResponseError) as refused:
+            await acp.call("session/load", sessionId=session, cwd="/", mcpServers=[], _meta=meta)
+        assert refused.value.data["code"] == "not_supported"
 
 
 async def test_additional_directory_must_be_in_a_workspace_root(

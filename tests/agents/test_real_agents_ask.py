@@ -130,6 +130,19 @@ def opencode(_: Path, api: StandIn) -> dict[str, str]:
     }
 
 
+QUESTION = "Which database?"
+DATABASE = {
+    "question": QUESTION,
+    "header": "Database",
+    "options": [
+        {"label": "SQLite", "description": "A file"},
+        {"label": "Postgres", "description": "A server"},
+    ],
+    "multiSelect": False,
+}
+ASK_USER = ToolUse("AskUserQuestion", {"questions": [DATABASE]})
+
+
 def patch(path: Path) -> ToolUse:
     """A call of Codex's tool, which runs JavaScript that calls other tools."""
     text = f"*** Begin Patch\n*** Add File: {path}\n+written\n*** End Patch\n"
@@ -149,6 +162,10 @@ class Real:
         writes: returns the tool call that writes a file.
         model: a model for ``set_model``; None if the agent has only one.
         requested: a part of the name of that model in requests to the API.
+        calls: returns the tool calls that call a tool of an MCP server, from its name and
+            arguments; None if the model gets the definition of the tool.
+        question: the tool call that asks the user; None if the agent has no such tool.
+        asks_with: values of its options with which it may ask.
     """
 
     name: str
@@ -159,6 +176,9 @@ class Real:
     writes: Callable[[Path], ToolUse]
     model: str | None = None
     requested: str = ""
+    calls: Callable[[str, Json], tuple[ToolUse, ...]] | None = None
+    question: ToolUse | None = None
+    asks_with: Json | None = None
 
 
 def tool(name: str, path_key: str) -> Callable[[Path], ToolUse]:
@@ -175,7 +195,19 @@ def claude_with(find: Callable[[], Path]) -> Real:
         tool("Write", "file_path"),
         model="haiku",
         requested="haiku",
+        question=ASK_USER,
     )
+
+
+def calls_by_script(name: str, arguments: Json) -> tuple[ToolUse, ...]:
+    """Call a tool that codex defers."""
+    return (ToolUse("exec", {"input": f"text(await tools.{name}({json.dumps(arguments)}))"}),)
+
+
+def calls_after_search(name: str, arguments: Json) -> tuple[ToolUse, ...]:
+    """Call a tool that qwen defers."""
+    search = ToolUse("tool_search", {"query": f"select:{name}"})
+    return search, ToolUse("tool_call", {"name": name, "arguments": arguments})
 
 
 AGENTS = {
@@ -190,6 +222,9 @@ AGENTS = {
         patch,
         model="gpt-6-sol",
         requested="gpt-6-sol",
+        calls=calls_by_script,
+        question=ToolUse("request_user_input", {"questions": [{**DATABASE, "id": "database"}]}),
+        asks_with={"collaboration_mode": "plan"},
     ),
     "gemini": Real(
         "gemini",
@@ -218,6 +253,8 @@ AGENTS = {
         lambda: serve_api(ChatApi),
         qwen,
         tool("write_file", "file_path"),
+        calls=calls_after_search,
+        question=ToolUse("ask_user_question", {"questions": [DATABASE]}),
     ),
 }
 
@@ -319,23 +356,6 @@ async def test_agent_requests_permission_before_it_writes_also_after_hibernation
     assert isinstance(reply["auth_methods"], list)
 
 
-QUESTION = "Which database?"
-ASK_USER = ToolUse(
-    "AskUserQuestion",
-    {
-        "questions": [
-            {
-                "question": QUESTION,
-                "header": "Database",
-                "options": [
-                    {"label": "SQLite", "description": "A file"},
-                    {"label": "Postgres", "description": "A server"},
-                ],
-                "multiSelect": False,
-            }
-        ]
-    },
-)
 CLAUDES = [AGENTS["claude-0.76"], AGENTS["claude-newest"]]
 
 

@@ -11,6 +11,8 @@ import base64
 import json
 import os
 import re
+import struct
+import zlib
 from pathlib import Path
 
 import pytest
@@ -25,12 +27,24 @@ pytestmark = [pytest.mark.agents, pytest.mark.timeout(240)]
 __all__ = ["api", "machine", "real"]
 
 PAGE = ROOT / "docs" / "howto" / "agents.md"
-PIXEL = base64.b64encode(
-    bytes.fromhex(
-        "89504e470d0a1a0a0000000d4948445200000001000000010802000000907753de0000000c49444154"
-        "08d763f8cfc0000000030001d8e5b5cf0000000049454e44ae426082"
-    )
-).decode()
+
+
+def png() -> bytes:
+    """A red square. Some agents decode an image before they send it."""
+
+    def chunk(kind: bytes, data: bytes) -> bytes:
+        return b"%b%b%b" % (
+            struct.pack(">I", len(data)),
+            kind + data,
+            struct.pack(">I", zlib.crc32(kind + data)),
+        )
+
+    head = struct.pack(">IIBBBBB", 16, 16, 8, 2, 0, 0, 0)
+    rows = zlib.compress((b"\0" + b"\xff\0\0" * 16) * 16)
+    return b"\x89PNG\r\n\x1a\n" + chunk(b"IHDR", head) + chunk(b"IDAT", rows) + chunk(b"IEND", b"")
+
+
+PIXELS = base64.b64encode(png()).decode()
 MCP_SECS = 15
 SYSTEM = "Speak like the pirate of 1718."
 
@@ -43,11 +57,12 @@ async def turn(client: Client, session: str, prompt: object) -> Json:
 
 async def accepts_image(client: Client, session: str, api: StandIn) -> bool:
     """Whether the agent passes an image of a prompt to the model, as it is or in another form."""
-    image = {"type": "image", "mimeType": "image/png", "data": PIXEL}
+    image = {"type": "image", "mimeType": "image/png", "data": PIXELS}
+    before = len(api.requests)
     status, _ = await client.turn(session, [{"type": "text", "text": "Look."}, image])
-    request = json.dumps(api.requests[-1])
+    requests = json.dumps(api.requests[before:])
     kinds = ("base64", "image_url", "inlineData", "input_image")
-    return status == 200 and (PIXEL in request or any(f'"{kind}"' in request for kind in kinds))
+    return status == 200 and (PIXELS in requests or any(f'"{kind}"' in requests for kind in kinds))
 
 
 async def rejects_tool(client: Client, session: str, api: StandIn, real: Real) -> None:
@@ -78,9 +93,62 @@ async def cancels(client: Client, session: str, api: StandIn) -> bool:
     return can_steer
 
 
-async def calls_mcp_tool(client: Client, session: str, api: StandIn) -> bool:
-    """Whether the agent offers the tool of a session's MCP server to the model, and calls it."""
+def answer_to(request: Json) -> Json:
+    """The first choice in each field of a question."""
+    content = {}
+    for name, field in request["requestedSchema"]["properties"].items():
+        if choices := field.get("oneOf"):
+            content[name] = choices[0]["const"]
+        elif choices := field.get("enum"):
+            content[name] = choices[0]
+    return {"action": "accept", "content": content}
 
+
+async def asks_user(client: Client, session: str, api: StandIn, real: Real) -> str:
+    """Return the way in which the agent asks its user: ``form``, ``permission`` or ``no``."""
+    if real.question is None:
+        return "no"
+    api.plan(real.question)
+    before = len(api.requests)
+    asking = asyncio.create_task(client.turn(session, "Ask me."))
+    cell = "no"
+    while not asking.done():
+        await asyncio.wait({asking}, timeout=0.05)
+        state = await client.state(session)
+        for pending in state["pending_elicitations"]:
+            cell, url = "form", f"/sessions/{session}/elicitations/{pending['request_id']}"
+            await client.post(url, answer_to(pending["request"]))
+        for pending in state["pending_permissions"]:
+            cell, url = "permission", f"/sessions/{session}/permissions/{pending['request_id']}"
+            (allow, *_) = pending["request"]["options"]
+            await client.post(url, {"option_id": allow["optionId"]})
+    status, reply = await asking
+    assert status == 200, reply
+    if cell == "form":  # the model gets the answer
+        assert json.dumps(api.requests[before:]).count("SQLite") > 1
+    return cell
+
+
+async def calls_deferred_tool(client: Client, session: str, api: StandIn, real: Real) -> bool:
+    """Whether the agent calls the tool of a session's MCP server that it does not define."""
+    assert real.calls is not None
+    loop = asyncio.get_running_loop()
+    deadline = loop.time() + MCP_SECS
+    while True:  # some agents connect to the server after their first turn
+        api.plan(*real.calls("mcp__local__weigh", {"text": "feather"}))
+        before = len(api.requests)
+        reply = await turn(client, session, "Weigh a feather.")
+        assert SECRET not in str(reply)
+        if "stdio weighed 7" in json.dumps(api.requests[before:]):
+            return True
+        if loop.time() > deadline:
+            return False
+
+
+async def calls_mcp_tool(client: Client, session: str, api: StandIn, real: Real) -> bool:
+    """Whether the agent offers the tool of a session's MCP server to the model, and calls it."""
+    if real.calls is not None:
+        return await calls_deferred_tool(client, session, api, real)
     loop = asyncio.get_running_loop()
     deadline, name = loop.time() + MCP_SECS, None
     while name is None:  # some agents connect to the server after their first turn
@@ -114,8 +182,11 @@ async def test_table_shows_what_the_agent_can_do(
     can_fork = server.services.sessions.cached[session].agent.reported.capabilities
     forks = (can_fork.get("sessionCapabilities") or {}).get("fork") is not None
 
+    options = {} if real.asks_with is None else {"config_options": real.asks_with}
+    other_asking = await client.create(real.name, permission="ask", elicitation="ask", **options)
     other = await client.create(real.name, permission="approve-all", mode=mode, mcp_servers=[STDIO])
-    has_mcp = await calls_mcp_tool(client, other, api)
+    has_mcp = await calls_mcp_tool(client, other, api, real)
+    asking = await asks_user(client, other_asking, api, real)
 
     # The mode is kept over a restart.
     await server.stop()
@@ -126,6 +197,7 @@ async def test_table_shows_what_the_agent_can_do(
 
     abilities = (has_image, has_system, has_mcp, can_steer, forks)
     cells = ["yes" if able else "no" for able in abilities]
+    cells.insert(3, asking)
     name = next(name for name, one in AGENTS.items() if one is real)
     check_row(name, f"| {name} | {' | '.join(cells)} | {f'`{mode}`' if mode else 'no mode'} |")
 

@@ -155,6 +155,11 @@ class ChatApi(ModelApi):
 
     paths = ("/v1/chat/completions",)
 
+    def _has_tools(self, body: Json) -> bool:
+        # After a turn, qwen extracts memories from it, with tools.
+        is_extraction = "Managed memory has TWO directories" in json.dumps(body["messages"][-1])
+        return super()._has_tools(body) and not is_extraction
+
     def _failure(self, failure: Failure) -> Json:
         code = {401: "invalid_api_key"}.get(failure.status)
         return {"error": {"message": failure.message, "type": "api_error", "code": code}}

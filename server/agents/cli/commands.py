@@ -170,7 +170,8 @@ class AcpxCommands:
 
     def _store_mcp_config(self) -> None:
         """Store the session's MCP servers for acpx, in a file that only the server's user reads."""
-        servers = self._spec.parameters.request_fields(ALL_MCP_SERVERS)["mcpServers"]
+        spec = self._spec
+        servers = spec.parameters.request_fields(ALL_MCP_SERVERS, spec.agent)["mcpServers"]
         path = self._data_dir.split(self._mcp_config)
         safe_files.remove(*path)
         with safe_files.new_file(*path) as file:

@@ -86,7 +86,8 @@ class ProxyEvents:
             known, further = params.get("clientCapabilities"), self.spec.client_capabilities
             return {"clientCapabilities": announced(known, modes, further)}
         try:
-            fields = self.spec.parameters.request_fields(self._sync.reported.capabilities)
+            capabilities = self._sync.reported.capabilities
+            fields = self.spec.parameters.request_fields(capabilities, self.spec.agent)
         except Error as error:
             self._process.rejection = error
             raise
