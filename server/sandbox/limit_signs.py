@@ -27,7 +27,11 @@ NEAR = 0.95
 _MEMORY_WORDS = (
     "cannot allocate memory|enomem|memoryerror|heap out of memory|bad_alloc|out of memory"
 )
-_PROCESS_WORDS = "resource temporarily unavailable|eagain|can't start new thread|cannot fork"
+# EAGAIN alone is no sign: it also means that nothing can be read now.
+_PROCESS_WORDS = (
+    r"cannot fork|can't start new thread|spawn [^\n]{0,200}eagain"
+    r"|(fork|thread|clone)[^\n]{0,80}resource temporarily unavailable"
+)
 WORDS: Mapping[LimitKind, re.Pattern[bytes]] = {
     "memory": re.compile(_MEMORY_WORDS.encode(), re.IGNORECASE),
     "processes": re.compile(_PROCESS_WORDS.encode(), re.IGNORECASE),
@@ -48,25 +52,26 @@ class ProcessUse(msgspec.Struct):
     memory_bytes: int = 0
 
 
-def use_by_session(variable: str) -> tuple[dict[str, ProcessUse], int]:
+def use_by_session(variable: str, at_least: float = 0) -> tuple[dict[str, ProcessUse], int]:
     """Measure the processes of this user. Blocking: it reads /proc.
 
     Args:
         variable: of the environment, whose value begins with the key of a session.
+        at_least: the number of threads of all processes below which no session is looked at.
 
     Returns:
         The use of each session by its key, and the threads of all processes of this user.
     """
-    found: defaultdict[str, ProcessUse] = defaultdict(ProcessUse)
-    total, user = 0, os.getuid()
+    processes, user = [], os.getuid()
     for name in os.listdir("/proc"):  # noqa: PTH208
-        if not name.isdigit():
-            continue
-        with contextlib.suppress(OSError, ValueError, IndexError):
-            if os.stat(f"/proc/{name}").st_uid != user:  # noqa: PTH116
-                continue
-            threads, memory_bytes = _use_of(name)
-            total += threads
+        if name.isdigit():
+            with contextlib.suppress(OSError, ValueError, IndexError):  # it has ended
+                if os.stat(f"/proc/{name}").st_uid == user:  # noqa: PTH116
+                    processes.append((name, *_use_of(name)))
+    total = sum(threads for _, threads, _ in processes)
+    found: defaultdict[str, ProcessUse] = defaultdict(ProcessUse)
+    for name, threads, memory_bytes in processes if total >= at_least else ():
+        with contextlib.suppress(OSError):
             if (key := _session_of_process(name, variable)) is not None:
                 use = found[key]
                 use.threads += threads

@@ -13,6 +13,7 @@ from .. import safe_files
 from ..agents.process.process_tree import AGENT_VARIABLE
 from ..data_dir import DataDir
 from ..sandbox.limit_signs import (
+    NEAR,
     LimitKind,
     ProcessUse,
     limits_in_words,
@@ -79,7 +80,8 @@ class LimitWatch:
         self._sizes = {one.id: self._sizes[one.id] for one in cached if one.id in self._sizes}
         if not watched or not (limits.processes or limits.memory_bytes or limits.file_bytes):
             return
-        use, total = await asyncio.to_thread(use_by_session, AGENT_VARIABLE)
+        at_least = 0 if limits.memory_bytes else NEAR * limits.processes
+        use, total = await asyncio.to_thread(use_by_session, AGENT_VARIABLE, at_least)
         words = await asyncio.to_thread(self._new_words, [one.id for one, _ in watched])
         for session, its in watched:
             self._compare(session, its, use.get(session.id, ProcessUse()), total)

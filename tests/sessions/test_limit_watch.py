@@ -10,6 +10,7 @@ from typing import Any
 
 import pytest
 
+from server.agents.process.process_tree import AGENT_VARIABLE
 from server.sandbox.limit_signs import ProcessUse, limits_in_words, reached_limits, use_by_session
 from server.sandbox.policy import SandboxLimits
 from server.sessions.disk_watch import DiskWatch
@@ -47,7 +48,9 @@ def test_limit_counts_as_reached_near_its_value(
         (b"FATAL ERROR: Reached heap limit - JavaScript heap out of memory", ["memory"]),
         (b"OSError: [Errno 12] Cannot allocate memory", ["memory"]),
         (b"sh: 1: Cannot fork", ["processes"]),
-        (b"spawn EAGAIN", ["processes"]),
+        (b"Error: spawn git EAGAIN", ["processes"]),
+        (b"bash: fork: retry: Resource temporarily unavailable", ["processes"]),
+        (b"read EAGAIN: Resource temporarily unavailable", []),
         (b"OSError: [Errno 27] File too large", ["file"]),
         (b"hello", []),
     ],
@@ -64,6 +67,7 @@ def test_use_is_measured_by_session(monkeypatch: pytest.MonkeyPatch) -> None:
     assert all(use.threads >= 1 for use in found.values())
     mine = os.environ["PATH"].partition(":")[0]
     assert found[mine].memory_bytes > 1 << 20
+    assert use_by_session("PATH", at_least=total * 100)[0] == {}
 
 
 async def notices(client: Client, session: str) -> dict[str, str]:
@@ -94,6 +98,7 @@ async def test_log_has_a_notice_after_a_limit_has_taken_effect(serve: Serve) -> 
     session, other = await client.create(), await client.create()
     for one in (session, other):
         assert (await client.turn(one, script({"say": "hi"})))[0] == 200
+    assert use_by_session(AGENT_VARIABLE)[0][session].threads >= 1
     watch = DiskWatch(server.services.sessions)
     await watch.measure_all()
     await watch.limits.look()
