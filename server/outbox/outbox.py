@@ -110,7 +110,7 @@ class AlertOutbox:
         identity = ServerIdentity(key, _contact_address(settings))
         outbox = cls(settings, database, writer, identity, may_read, clock)
         await outbox.subscriptions.load()
-        await outbox.sender.load()
+        await outbox.sender.load(is_shared=database.engine == "postgresql")
         return outbox
 
     def connect(self, sessions: SessionRegistry) -> None:

@@ -127,13 +127,32 @@ class WebhookSender:
 
     # The queues
 
-    async def load(self) -> None:
-        """Load the queues of an earlier server."""
+    async def load(self, *, is_shared: bool) -> None:
+        """Load the queues of an earlier server.
+
+        Args:
+            is_shared: the database is that of a cluster. Then :meth:`adopt` loads the deliveries.
+        """
         for webhook in await self._queries.webhooks():
             self.queues[webhook.app_name] = DeliveryQueue(webhook)
+        if is_shared:
+            return
         for line in await self._queries.lines():
             if (queue := self.queues.get(line.app_name)) is not None:
                 queue.load(DeliveryLine(*line[1:]))
+
+    async def adopt(self, number: int) -> None:
+        """Send also what this node of a cluster has adopted from others.
+
+        Args:
+            number: of this node.
+        """
+        await self._writer.commit(())  # what is done here already is deleted
+        for line in await self._queries.lines_of_node(number):
+            queue = self.queues.get(line.app_name)
+            if queue is not None and queue.line_of(line.session_id) is None:
+                queue.load(DeliveryLine(*line[1:]))
+                self._work.set()
 
     def set_webhook(self, webhook: WebhookRow) -> DeliveryQueue:
         """Set the webhook of an app. Waiting deliveries are sent to the new address."""

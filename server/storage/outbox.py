@@ -205,6 +205,14 @@ def insert_failure(row: DeliveryFailureRow) -> list[Statement]:
     ]
 
 
+ADOPT_DELIVERIES = (
+    "WITH f AS MATERIALIZED (SELECT n FROM nodes WHERE n = ?1 AND state = 'up' FOR SHARE)"
+    " UPDATE webhook_deliveries SET node = f.n FROM f WHERE node IS NULL"
+    " OR node NOT IN (SELECT nodes.n FROM nodes WHERE state <> 'gone')"
+)
+"""Let a node of a cluster send what nodes have left that have ended."""
+
+
 class OutboxQueries:
     """Reads the tables of webhooks and push.
 
@@ -233,6 +241,18 @@ class OutboxQueries:
             "   FROM webhook_deliveries WHERE CAST(?1 AS TEXT) IS NULL OR app_name = ?1"
             "   GROUP BY app_name, session_id) AS line ON first.n = line.n ORDER BY first.n",
             app_name,
+        )
+        return [StoredLine(*row) for row in rows]
+
+    async def lines_of_node(self, number: int) -> list[StoredLine]:
+        """The sessions with deliveries that a node of a cluster has to send."""
+        rows = await self._database.fetch(
+            "SELECT first.app_name, first.session_id, line.count, line.size, first.next_at"
+            " FROM webhook_deliveries AS first JOIN"
+            "  (SELECT min(n) AS n, count(*) AS count, CAST(sum(length(fields)) AS BIGINT) AS size"
+            "   FROM webhook_deliveries GROUP BY app_name, session_id"
+            "   HAVING bool_or(node = ?)) AS line ON first.n = line.n ORDER BY first.n",
+            number,
         )
         return [StoredLine(*row) for row in rows]
 

@@ -176,6 +176,9 @@ ADDITIONS: Mapping[int, str] = {
     END
     $$;
     """.replace("{node}", _THIS_NODE).replace("{lock}", "1667458930"),
+    18: f"""
+    ALTER TABLE webhook_deliveries ADD COLUMN node BIGINT DEFAULT {_THIS_NODE};
+    """,
 }
 """The additions to the script of a version."""
 TABLES_OF_CLUSTER = frozenset(
@@ -191,6 +194,7 @@ COLUMNS_OF_CLUSTER = frozenset(
         ("runs", "node"),
         ("run_results", "node"),
         ("usage", "node"),
+        ("webhook_deliveries", "node"),
         ("prewarmed", "node"),
     }
 )

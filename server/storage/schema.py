@@ -241,6 +241,7 @@ MIGRATIONS: tuple[str, ...] = (
     CREATE INDEX webhook_failures_by_app ON webhook_failures (app_name, n);
     """,
     "",  # only PostgreSQL's tables have changed
+    "",
 )
 """The script that makes each version of the schema from the one before, from version 1."""
 

@@ -26,6 +26,7 @@ from ..sessions.remote_lists import RemoteLists
 from ..sessions.remote_session import RemoteSessions
 from ..storage.engine import SharedEngine
 from ..storage.lease import BEAT_SHARE, FREEZE_SHARE, LeaseState
+from ..storage.outbox import ADOPT_DELIVERIES
 from ..storage.writer import DatabaseWriter
 from ..tasks import Supervisor, Tasks
 from ..ws.remote_commands import CommandServer
@@ -134,21 +135,22 @@ class NodeParts:
             ("cluster-lists", self._lists.run),
             ("cluster-sessions", self._ownership.run),
             ("cluster-refresh", lambda: self._refresh(context)),
-            ("cluster-runs", lambda: self._end_runs(context)),
+            ("cluster-left", lambda: self._take_up_left(context)),
         ):
             context.supervisor.spawn(tasks, name, loop)
         try:
             # Before the first request: a session of this node's predecessor has an owner again.
             await self._ownership.tend()
             await self._sessions.writer.flush()
+            self._has_taken_over.set()  # look for what is left at once
             yield
         finally:
             await tasks.finish(0)
             for part in (self._reporter, self._lists, self._follower, node.channels, node.bus):
                 await part.stop()
 
-    async def _end_runs(self, context: ServerContext) -> None:
-        """End the runs of nodes that were taken over, forever.
+    async def _take_up_left(self, context: ServerContext) -> None:
+        """End the runs and send the webhooks of nodes that have ended, forever.
 
         Rounds without an event complete the work that another node has not finished.
         """
@@ -160,8 +162,14 @@ class NodeParts:
             try:
                 await context.runner.end_interrupted()
                 await context.jobs.end_interrupted()
+                await self._adopt_deliveries(context)
             except (DatabaseError, Error) as error:
-                logger.warning("the runs of other nodes cannot be ended: %s", error)
+                logger.warning("the work of other nodes cannot be taken up: %s", error)
+
+    async def _adopt_deliveries(self, context: ServerContext) -> None:
+        number = self._lease.number
+        await self._node.engine.change(ADOPT_DELIVERIES, (number,), repeats=True)
+        await context.outbox.sender.adopt(number)
 
     async def _refresh(self, context: ServerContext) -> None:
         """Let what other nodes change in the tokens and the webhooks take effect, forever."""

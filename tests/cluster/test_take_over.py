@@ -10,6 +10,7 @@ import pytest
 
 from ..support.harness import eventually, script
 from ..support.postgres import Postgres
+from ..support.receiver import webhook_receiver
 from .nodes import LEASE_SECS, NodeCluster, running_nodes
 
 pytestmark = pytest.mark.slow
@@ -38,6 +39,32 @@ async def test_background_run_of_a_killed_node_ends(cluster: NodeCluster) -> Non
     status, reply = await two.client.get(path)
     assert (status, reply["code"], reply["retryable"]) == (502, "server_restarted", True)
     assert cluster.sql("SELECT error FROM runs") == "server_restarted"
+
+
+async def test_webhooks_of_a_killed_node_are_sent_by_another_one(
+    postgres: Postgres, tmp_path: Path
+) -> None:
+    async with (
+        webhook_receiver() as receiver,
+        running_nodes(postgres, tmp_path, 2, WEBHOOK_HOSTS="127.0.0.1") as cluster,
+    ):
+        one, two = cluster.nodes
+        await receiver.register(one.client)
+        receiver.status = 500
+        session_id = await one.client.create()
+        for _ in range(3):
+            await one.client.turn(session_id, "hello")
+        await receiver.until("an attempt", lambda: receiver.attempts)
+        await one.server.kill()
+        receiver.status = 200
+        # A node that starts sends nothing of a node that runs.
+        await receiver.next("turn_ended", turn_index=3)
+        await two.client.turn(session_id, "hello")
+        await cluster.add("node-3")
+        await one.start()
+        await receiver.next("turn_ended", turn_index=4)
+        turns = [event["data"]["turn_index"] for event in receiver.accepted]
+        assert turns == [1, 2, 3, 4]
 
 
 async def test_undo_of_a_killed_node_is_finished_by_the_next_owner(cluster: NodeCluster) -> None:
