@@ -98,7 +98,8 @@ async def test_log_has_a_notice_after_a_limit_has_taken_effect(serve: Serve) -> 
     session, other = await client.create(), await client.create()
     for one in (session, other):
         assert (await client.turn(one, script({"say": "hi"})))[0] == 200
-    assert use_by_session(AGENT_VARIABLE)[0][session].threads >= 1
+    use, _ = await asyncio.to_thread(use_by_session, AGENT_VARIABLE)
+    assert use[session].threads >= 1
     watch = DiskWatch(server.services.sessions)
     await watch.measure_all()
     await watch.limits.look()
