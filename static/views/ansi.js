@@ -24,6 +24,8 @@ const CONTROL =
 	/(?:\x1b\[|\x9b)([0-9;:?<=>]*)[ -/]*([@-~])|\x1b[\]PX^_][^\x07\x1b\x9c]*(?:\x07|\x1b\\|\x9c)|\x1b[ -/]*[0-OQ-WYZ\\`-~]/g
 const UNFINISHED = /(?:\x1b\[|\x9b)[0-9;:?<=>]*[ -/]*$|\x1b[\]PX^_][^\x07\x1b\x9c]*\x1b?$|\x1b[ -/]*$/
 
+export const plain = text => text.replace(CONTROL, '')
+
 // One sequence for each code: the library misreads several in one
 function sequences(params) {
 	const codes = params.split(';').map(code => code || '0')

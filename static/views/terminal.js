@@ -1,5 +1,7 @@
-import { Screen } from './ansi.js'
-import { h, setText, View } from './dom.js'
+import { save } from '../actions.js'
+import { plain, Screen } from './ansi.js'
+import { copyButton } from './code.js'
+import { h, iconButton, setText, View } from './dom.js'
 import { plural } from './format.js'
 
 const MAX_LINES = 2000
@@ -7,6 +9,11 @@ const MAX_LINES = 2000
 export class TerminalView extends View {
 	constructor() {
 		super('terminal')
+		const whole = () => plain(this.shown)
+		this.above.append(
+			copyButton(whole, 'Copy all'),
+			iconButton('quiet', 'down', 'Download', () => save(new Blob([whole()]), 'output.txt'))
+		)
 		this.#clear()
 	}
 
@@ -28,10 +35,8 @@ export class TerminalView extends View {
 		}
 		this.shown = text
 		if (more) this.screen.write(more.slice(tail))
-		setText(
-			this.above,
-			this.cut ? `${plural(this.cut, 'line')} above ${this.cut === 1 ? 'is' : 'are'} not shown\n` : ''
-		)
+		this.above.hidden = !this.cut
+		setText(this.words, `${plural(this.cut, 'line')} above ${this.cut === 1 ? 'is' : 'are'} not shown`)
 		if (scrollHeight - scrollTop - clientHeight < 8) this.el.scrollTop = this.el.scrollHeight
 	}
 

@@ -99,6 +99,6 @@ class Tab:
         assert not serious, serious
 
     async def assert_clean(self) -> None:
-        assert self.errors == []
+        assert self.errors == [], self.errors
         assert self.foreign == []
         assert await self.page.evaluate("window.violations") == []

@@ -73,7 +73,7 @@ async def test_demo_agent_output_is_shown(tab: Tab) -> None:
     unchanged = page.get_by_text("6 unchanged lines")
     await unchanged.scroll_into_view_if_needed()
     await expect(unchanged).to_be_in_viewport()
-    failed = page.locator(".terminal span", has_not=page.locator("span")).first
+    failed = page.locator(".terminal code span", has_not=page.locator("span")).first
     await expect(failed).to_have_text("1 failed")
     await page.emulate_media(color_scheme="dark")
     await expect(failed).to_have_css("color", "rgb(240, 138, 128)")

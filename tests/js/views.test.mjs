@@ -2,7 +2,7 @@
 import assert from 'node:assert/strict';
 import { test } from 'node:test';
 import { Lexer } from 'marked';
-import { Screen } from '../../static/views/ansi.js';
+import { plain, Screen } from '../../static/views/ansi.js';
 import { compare, marks } from '../../static/views/diff.js';
 import { ago, bytes, compact, duration, money, shortPath } from '../../static/views/format.js';
 import { heal } from '../../static/views/heal.js';
@@ -254,4 +254,8 @@ test('the scroll position is kept while reading back and follows at the end', t 
 	assert.equal(after(1650, 100), 1800); // back near the end
 	scroller.scrollHeight -= 40; // something is folded: the browser moves up by itself
 	assert.equal(after(1760, 100), 1860);
+});
+
+test('output is copied without its control sequences', () => {
+	assert.equal(plain('\x1b[1;31mred\x1b[0m \x1b]0;title\x07plain\n'), 'red plain\n');
 });
