@@ -81,6 +81,7 @@ class SessionDraft(msgspec.Struct):
         meta: the request's ``meta`` as JSON.
         folder: the folder that the client chose, or None.
         prewarmed: the agent that the session takes over, or None.
+        has_folder, has_worktree: they were made for it.
         is_noted: the database has its id, among those of the prewarmed agents.
         place: the name of its place in the limits of a cluster.
     """
@@ -91,6 +92,8 @@ class SessionDraft(msgspec.Struct):
     folder: Path | None
     id: str = ""
     prewarmed: PrewarmedAgent | None = None
+    has_folder: bool = False
+    has_worktree: bool = False
     is_noted: bool = False
     place: str = msgspec.field(default_factory=lambda: uuid.uuid4().hex)
 
@@ -205,28 +208,13 @@ class SessionCreator:
         Raises:
             Error: ``internal``; the session cannot be stored.
         """
-        made_folder = has_worktree = False
         try:
             if draft.prewarmed is not None:
                 folder = Path(draft.prewarmed.spec.cwd)
             elif draft.folder is not None:
                 folder = draft.folder
             else:
-                git = draft.request.options.git
-                copy_files = fork.copy_files if fork is not None else None
-                if git is not None or copy_files is not None:
-                    # The next server deletes the files if this one is killed before the row exists.
-                    await self._writer.commit([statements.insert_prewarmed(draft.id)])
-                    draft.is_noted = True
-                made_folder = True
-                folder = await self._workspaces.create(draft.id)
-                if git is not None:
-                    has_worktree = True
-                    await self._worktrees.add(
-                        app_name, draft.id, folder, git.repository, git.branch
-                    )
-                if copy_files is not None:
-                    await copy_files(draft.id, folder)
+                folder = await self._make_folder(app_name, draft, fork)
             number = await self._cluster.next_session_number()
             self.last_number = self.last_number + 1 if number is None else number
             row = self._row(app_name, draft, folder)
@@ -239,10 +227,10 @@ class SessionCreator:
             if draft.prewarmed is not None:
                 end = self._prewarmer.end(draft.prewarmed)
                 self._tasks.spawn(end, f"prewarm-end-{draft.id}")
-            if made_folder:
+            if draft.has_folder:
                 with contextlib.suppress(OSError):
                     await self._workspaces.delete(draft.id)
-            if has_worktree:
+            if draft.has_worktree:
                 await self._remove_worktree(app_name, draft.id, draft.request.options)
             if draft.is_noted:
                 end = self._prewarmer.delete_data([draft.id])
@@ -251,7 +239,29 @@ class SessionCreator:
                 logger.error("a session's folder cannot be made: %s", error.strerror)
                 raise not_stored() from None
             raise
+        finally:
+            self._prewarmer.making.discard(draft.id)
         return row
+
+    async def _make_folder(
+        self, app_name: str, draft: SessionDraft, fork: ForkPoint | ImportedLog | None
+    ) -> Path:
+        """Make the session's own folder, with the worktree or the files of the fork in it."""
+        git = draft.request.options.git
+        copy_files = fork.copy_files if fork is not None else None
+        if git is not None or copy_files is not None:
+            # The next server deletes the files if this one is killed before the row exists.
+            self._prewarmer.making.add(draft.id)
+            draft.is_noted = True
+            await self._writer.commit([statements.insert_prewarmed(draft.id)])
+        draft.has_folder = True
+        folder = await self._workspaces.create(draft.id)
+        if git is not None:
+            draft.has_worktree = True
+            await self._worktrees.add(app_name, draft.id, folder, git.repository, git.branch)
+        if copy_files is not None:
+            await copy_files(draft.id, folder)
+        return folder
 
     async def remove_worktree_of(self, row: SessionRow, _: bool) -> None:
         """Remove what a repository keeps of a session whose folder was deleted."""

@@ -131,6 +131,7 @@ class Prewarmer:
 
     Attributes:
         agents: the prewarmed agents, including those that are starting.
+        making: ids of forks and worktrees whose files are being made, and which have no row yet.
     """
 
     def __init__(
@@ -146,6 +147,7 @@ class Prewarmer:
         is_draining: Callable[[], bool],
     ) -> None:
         self.agents: list[PrewarmedAgent] = []
+        self.making: set[str] = set()
         self._count = count
         # The modes of the newest sessions: the pool has agents in the same proportion.
         self._wanted: deque[tuple[str, ...]] = deque([()] * count, maxlen=count)

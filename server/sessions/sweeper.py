@@ -51,15 +51,26 @@ class Sweeper:
         await _log_failure(self._close_idle(now))
         await _log_failure(self._delete_closed(now))
         await _log_failure(self._hibernate_idle(now))
+        if sessions.cluster.number is not None:
+            await _log_failure(self._delete_unfinished())
         sessions.unload_unused()
         sessions.quotas.forget_idle_apps()
         sessions.prewarmer.fill()
 
     async def _start_prewarming(self) -> None:
-        prewarmed = await self._sessions.queries.prewarmed()
-        self._sessions.prewarmer.start(prewarmed)
+        sessions = self._sessions
+        prewarmed = set(await sessions.queries.prewarmed())
+        making = set(sessions.prewarmer.making)
+        # Last: a fork whose row was stored since the first query is a session now.
+        known = await sessions.queries.all_session_ids()
+        sessions.prewarmer.start(sorted(prewarmed - making - known))
         self._has_started_prewarming = True
-        await self._remove_empty_folders(set(prewarmed))
+        await self._remove_empty_folders(prewarmed)
+
+    async def _delete_unfinished(self) -> None:
+        """Delete what nodes of the cluster that have ended were making: forks and worktrees."""
+        sessions = self._sessions
+        await sessions.prewarmer.delete_data(await sessions.queries.prewarmed())
 
     async def _remove_empty_folders(self, prewarmed: set[str]) -> None:
         """Remove the folders of the sessions that a killed server was about to store."""

@@ -23,7 +23,11 @@ async def shared(
     postgres: Postgres, tmp_path_factory: pytest.TempPathFactory
 ) -> AsyncIterator[NodeCluster]:
     """Two nodes, for all tests of the module."""
-    settings = {"WEBHOOK_HOSTS": "127.0.0.1", "PUSH_HOSTS": "127.0.0.1"}
+    settings = {
+        "WEBHOOK_HOSTS": "127.0.0.1",
+        "PUSH_HOSTS": "127.0.0.1",
+        "SWEEP_INTERVAL_SECS": "2",
+    }
     folder = tmp_path_factory.mktemp("cluster")
     async with running_nodes(postgres, folder, 2, **settings) as running:
         yield running
@@ -54,6 +58,22 @@ async def test_chat_of_openai_continues_a_session_of_another_node(cluster: NodeC
     status, reply = await two.client.post(path, named)
     assert (status, reply["error"]["code"]) == (503, "draining")
     assert (await one.client.post(path, named))[0] == 200
+
+
+async def test_unfinished_fork_of_an_ended_node_is_deleted(cluster: NodeCluster) -> None:
+    session_id = "0b7d4cbb-2f0c-4f0e-9a55-3f2f3f5d7c11"
+    data = cluster.folder / "shared" / "data"
+    folders = [data / "workspaces" / session_id, data / "snapshots" / session_id]
+    for folder in folders:
+        folder.mkdir(parents=True)
+        (folder / "file").write_text("x")
+    cluster.sql(f"INSERT INTO prewarmed (id, node) VALUES ('{session_id}', 999)")
+
+    def is_deleted() -> bool:
+        return not cluster.sql("SELECT id FROM prewarmed WHERE node = 999")
+
+    await eventually("the rest of the fork to be deleted", is_deleted)
+    assert not any(folder.exists() for folder in folders)
 
 
 async def test_socket_on_another_node_follows_and_prompts(cluster: NodeCluster) -> None:
