@@ -56,7 +56,7 @@ class DiskWatch:
         while True:
             await asyncio.sleep(self.pause)
             await self.measure_all()
-            await self.limits.look()
+            await self.limits.examine()
 
     async def measure_all(self) -> None:
         """Measure each session that is due, and each app that has a limit of its own."""
@@ -105,7 +105,7 @@ class DiskWatch:
         size = await asyncio.to_thread(bytes_in, folders, enough, self._file_bytes, wanted)
         for path in full[:1]:
             if await asyncio.to_thread(self._is_file_within, Path(path)):
-                self._tell_full(session, path)
+                self._add_full_notice(session, path)
         if size <= enough:
             session.turns.disk_refusal = None
             return
@@ -133,12 +133,12 @@ class DiskWatch:
             return False
         return stat.S_ISREG(mode)
 
-    def _tell_full(self, session: Session, path: str) -> None:
-        """Tell the users that a file has the largest size: its writer could not go on."""
+    def _add_full_notice(self, session: Session, path: str) -> None:
+        """Log that a file has reached the size limit, so that its writer has failed."""
         sandbox = self._sessions.backend.sandbox.of(session.row.app_name)
         if sandbox.is_on:
             name = path.removeprefix(f"{session.row.cwd}/")
-            self._notices.tell(session, "file", full_file_text(name, sandbox.policy.limits))
+            self._notices.add(session, "file", full_file_text(name, sandbox.policy.limits))
 
     def _free(self, key: str) -> None:
         """Delete the temporary files and the caches of a session without an agent. Blocking."""

@@ -31,33 +31,33 @@ STDERR_TAIL_BYTES = 4096
 
 
 class LimitNotices:
-    """Logs a notice when a limit takes effect, once until it does not any more."""
+    """Logs a notice when a limit takes effect, and another one only after it had no effect."""
 
     def __init__(self) -> None:
-        self._told: defaultdict[str, dict[LimitKind, str]] = defaultdict(dict)
+        self._logged: defaultdict[str, dict[LimitKind, str]] = defaultdict(dict)
 
-    def tell(self, session: Session, kind: LimitKind, text: str) -> None:
-        """Log that a limit has taken effect."""
-        told = self._told[session.id]
-        if told.get(kind) == text or session.is_log_complete or not session.log.last:
+    def add(self, session: Session, kind: LimitKind, text: str) -> None:
+        """Log that a limit has taken effect, unless it is logged already."""
+        logged = self._logged[session.id]
+        if logged.get(kind) == text or session.is_log_complete or not session.log.last:
             return
-        told[kind] = text
+        logged[kind] = text
         fields = entries.encode_fields(notice="limit", limit=kind, text=text)
         session.log.append("notice", session.turns.current.entry_index(), fields)
 
     def forget(self, session: Session, kinds: Iterable[LimitKind]) -> None:
         """Note that limits are not reached any more."""
-        if (told := self._told.get(session.id)) is not None:
+        if (logged := self._logged.get(session.id)) is not None:
             for kind in kinds:
-                told.pop(kind, None)
+                logged.pop(kind, None)
 
     def forget_all_but(self, keys: Iterable[str]) -> None:
-        for key in self._told.keys() - set(keys):
-            del self._told[key]
+        for key in self._logged.keys() - set(keys):
+            del self._logged[key]
 
 
 class LimitWatch:
-    """Looks at the processes and at the stderr of the sandboxed agents."""
+    """Examines the processes and the stderr of the sandboxed agents."""
 
     def __init__(self, sessions: SessionRegistry, notices: LimitNotices) -> None:
         self._sessions = sessions
@@ -67,13 +67,13 @@ class LimitWatch:
         self._live: set[str] = set()
         self._sizes: dict[str, int] = {}
 
-    async def look(self) -> None:
-        """Look once."""
+    async def examine(self) -> None:
+        """Examine the processes and the new output once."""
         sandbox = self._sessions.backend.sandbox
         limits = sandbox.policy.limits
         cached = tuple(self._sessions.cached.values())
         self._notices.forget_all_but(one.id for one in cached)
-        # Also an agent that has ended since the last look: its last words may be new.
+        # Also an agent that has ended since the last examination: its last output may be new.
         watched = [(one, sandbox.of(one.row.app_name)) for one in cached if self._is_watched(one)]
         watched = [(one, its) for one, its in watched if its.is_on]
         self._live = {one.id for one in cached if one.agent.is_live}
@@ -88,7 +88,7 @@ class LimitWatch:
             for kind, text in limits_in_words(
                 words.get(session.id, b""), limits, counts_processes=not _is_root()
             ):
-                self._notices.tell(session, kind, text)
+                self._notices.add(session, kind, text)
 
     def _is_watched(self, session: Session) -> bool:
         return session.agent.is_live or session.id in self._live
@@ -102,7 +102,7 @@ class LimitWatch:
             if kind != "processes" or not _is_root()
         }
         for kind, text in reached.items():
-            self._notices.tell(session, kind, text)
+            self._notices.add(session, kind, text)
         kinds: tuple[LimitKind, ...] = ("processes", "memory")
         self._notices.forget(session, [kind for kind in kinds if kind not in reached])
 

@@ -76,17 +76,17 @@ async def notices(client: Client, session: str) -> dict[str, str]:
 
 
 def test_limit_is_reported_again_only_after_it_was_not_reached() -> None:
-    told: list[Any] = []
-    log = SimpleNamespace(last=1, append=lambda *fields: told.append(fields))
+    logged: list[Any] = []
+    log = SimpleNamespace(last=1, append=lambda *fields: logged.append(fields))
     turns = SimpleNamespace(current=SimpleNamespace(entry_index=lambda: 1))
     session: Any = SimpleNamespace(id="one", is_log_complete=False, log=log, turns=turns)
     limits = LimitNotices()
     for _ in range(3):
-        limits.tell(session, "memory", "too much")
-    assert len(told) == 1
+        limits.add(session, "memory", "too much")
+    assert len(logged) == 1
     limits.forget(session, ["memory"])
-    limits.tell(session, "memory", "too much")
-    assert len(told) == 2
+    limits.add(session, "memory", "too much")
+    assert len(logged) == 2
 
 
 async def test_log_has_a_notice_after_a_limit_has_taken_effect(serve: Serve) -> None:
@@ -102,16 +102,16 @@ async def test_log_has_a_notice_after_a_limit_has_taken_effect(serve: Serve) -> 
     assert use[session].threads >= 1
     watch = DiskWatch(server.services.sessions)
     await watch.measure_all()
-    await watch.limits.look()
+    await watch.limits.examine()
     assert await notices(client, session) == {}
 
     folder = Path((await client.state(session))["cwd"])
     (folder / "full").write_bytes(bytes(1 << 20))
     assert (await client.turn(session, script({"stderr": "MemoryError"})))[0] == 200
     async with asyncio.timeout(60):  # until the server has read the agent's stderr
-        while (told := await notices(client, session)).keys() != {"file", "memory"}:
+        while (logged := await notices(client, session)).keys() != {"file", "memory"}:
             await watch.measure_all()
-            await watch.limits.look()
-    assert "the file full has reached the limit of 1 MiB" in told["file"]
-    assert "a process may have 4 GiB" in told["memory"]
+            await watch.limits.examine()
+    assert "the file full has reached the limit of 1 MiB" in logged["file"]
+    assert "a process may have 4 GiB" in logged["memory"]
     assert await notices(client, other) == {}
