@@ -131,6 +131,10 @@ class Runner:
             await self._backend.forget(run_id)
         await self._writer.commit([statements.end_interrupted_runs(self._queries.engine)])
 
+    def refuse_new(self) -> None:
+        """Begin no more runs, because the server stops."""
+        self._is_draining = True
+
     async def stop(self) -> None:
         """Refuse waiting runs, give the others ``drain_secs`` to finish, then stop them."""
         self._is_draining = True

@@ -11,6 +11,8 @@ from ..codec import parse_message
 
 MAX_CHARACTERS = 64 << 10
 """A longer text becomes several documents."""
+MAX_TS = (1 << 43) - 2
+"""Later times, which an import may contain, are indexed as this one, in the year 2248."""
 _PROMPTS = (b'{"type":"turn_start"', b'{"type":"turn_steer"')
 _EVENT_ENTRY = b'{"type":"event"'
 _CHUNK = b'"agent_message_chunk"'
@@ -83,13 +85,13 @@ class DocumentReader:
         ):
             self._end_message(found)
         if self._message is None:
-            self._message = Document(entry["seq"], entry["ts"], entry["turn_index"], "")
+            self._message = _new_document(entry, "")
         self._pieces.append(text)
         self._size += len(text)
 
     def _end_message(self, found: list[Document]) -> None:
         if self._message is not None:
-            self._message.text = "".join(self._pieces)
+            self._message.text = _well_formed("".join(self._pieces))
             found.append(self._message)
             self._message, self._pieces, self._size = None, [], 0
 
@@ -102,7 +104,20 @@ def _prompt(line: bytes) -> list[Document]:
     texts = [_spoken(block) for block in blocks] if isinstance(blocks, list) else []
     text = "\n".join(filter(None, texts))
     parts = [text[at : at + MAX_CHARACTERS] for at in range(0, len(text), MAX_CHARACTERS)]
-    return [Document(entry["seq"], entry["ts"], entry["turn_index"], part) for part in parts]
+    return [_new_document(entry, _well_formed(part)) for part in parts]
+
+
+def _new_document(entry: dict[str, Any], text: str) -> Document:
+    return Document(entry["seq"], min(entry["ts"], MAX_TS), entry["turn_index"], text)
+
+
+def _well_formed(text: str) -> str:
+    """Return *text* as the database takes it: agents may cut an emoji in two."""
+    try:
+        text.encode()
+    except UnicodeEncodeError:
+        return text.encode("utf-16-le", "surrogatepass").decode("utf-16-le", "replace")
+    return text
 
 
 def _message_text(entry: dict[str, Any]) -> str:

@@ -70,9 +70,16 @@ class Indexer:
             created = await self._growth.session_numbers(after=self._last_session)
             self._last_session = max([self._last_session, *created])
             self._due.update(sessions, created)
+        failure: Exception | None = None
         for session in sorted(self._due - set(self._busy())):
-            await self._index_session(session)
-            self._due.discard(session)
+            try:
+                await self._index_session(session)
+            except Exception as error:  # noqa: BLE001 - raised below
+                failure = error
+            else:
+                self._due.discard(session)
+        if failure is not None:  # the other sessions are indexed nevertheless
+            raise failure
 
     async def find(self, app_name: str, query: str, limit: int) -> list[tuple[Hit, str]]:
         """The newest hits of an app, each with the JSON of its session's ``meta``."""

@@ -251,5 +251,6 @@ class TurnRunner:
 
 def _is_stop_reason(reason: Any) -> TypeGuard[str]:
     """Whether an agent may end a turn so. ``error`` is the server's own."""
-    is_text = isinstance(reason, str) and 0 < len(reason) <= MAX_STOP_REASON_CHARS
-    return is_text and reason != "error"
+    if not isinstance(reason, str) or not 0 < len(reason) <= MAX_STOP_REASON_CHARS:
+        return False
+    return reason.isprintable() and reason != "error"

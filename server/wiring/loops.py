@@ -22,6 +22,7 @@ def start_loops(
     def refuse_work() -> None:
         context.health.ready = False
         context.sessions.is_draining = True
+        context.runner.refuse_new()
 
     context.supervisor.on_failure = refuse_work
     loops = Tasks()

@@ -16,5 +16,6 @@ async def drain(app: web.Application) -> None:
     context = app[CONTEXT]
     context.health.ready = False
     context.sessions.is_draining = True
+    context.runner.refuse_new()
     await context.sockets.close_all(SOCKETS_CLOSE_SECS)
     await asyncio.gather(context.sessions.stop(), context.runner.stop())

@@ -155,6 +155,26 @@ async def test_search_finds_what_the_log_contains(client: Client) -> None:
         assert sorted(hits) == sorted(wanted), word
 
 
+async def test_split_emoji_and_far_future_do_not_stop_the_index(client: Client) -> None:
+    def chunk(text: str) -> str:
+        content = f'{{"type":"text","text":"{text}"}}'
+        update = f'{{"sessionUpdate":"agent_message_chunk","content":{content}}}'
+        return f'{{"jsonrpc":"2.0","method":"session/update","params":{{"update":{update}}}}}'
+
+    far = (1 << 53) - 1
+    lines = ['{"session":{},"meta":{},"title":null}']
+    for seq, text in enumerate(["halves: \\ud83d", "\\ude00 and \\ud83d nul \\u0000"], 1):
+        head = f'{{"type":"event","seq":{seq},"ts":{far},"turn_index":0'
+        lines.append(f'{head},"event":{chunk(text)}}}')
+    status, reply = await client.post("/sessions/import", "\n".join(lines).encode())
+    assert status == 200, reply
+    await client.turn(await client.create(), "a word of the next session")
+    assert len(await until_found(client, "word", 2)) == 2
+    [hit] = await until_found(client, "halves")
+    assert hit["session_id"] == reply["session_id"]
+    assert hit["snippet"].startswith("halves: \N{GRINNING FACE} and \N{REPLACEMENT CHARACTER} nul")
+
+
 async def test_documents_with_the_same_time_keep_their_order(tmp_path: Path) -> None:
     index = await SearchIndex.open(tmp_path / "search.db")
     try:

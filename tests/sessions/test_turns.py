@@ -532,7 +532,15 @@ async def test_agent_error_ends_turn_with_its_message(client: Client) -> None:
 
 
 @pytest.mark.parametrize(
-    "result", [{}, {"stopReason": 7}, {"stopReason": None}, {"stopReason": "x" * 65}, []]
+    "result",
+    [
+        {},
+        {"stopReason": 7},
+        {"stopReason": None},
+        {"stopReason": "x" * 65},
+        {"stopReason": "\0"},
+        [],
+    ],
 )
 async def test_response_without_a_stop_reason_is_agent_failed(
     client: Client, result: object

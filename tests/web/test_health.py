@@ -146,6 +146,7 @@ async def test_draining_server_is_not_ready_and_refuses_work(
         for path, body in (
             ("/sessions", {"agent": "mock"}),
             (f"/sessions/{session}/turn", {"prompt": "hello"}),
+            ("/run", {"prompt": "hello"}),
         ):
             status, reply = await late.post(path, body)
             assert (status, reply["code"]) == (503, "draining")
