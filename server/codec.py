@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import json
+import math
 from collections.abc import Callable, Iterator
 from typing import Any, NoReturn, TypeVar, cast
 
@@ -30,7 +31,18 @@ def dumps(value: Any) -> bytes:
         return orjson.dumps(value)
     except TypeError:
         # An unpaired surrogate (see parse_message). All other values fail here, too.
-        return json.dumps(value, separators=(",", ":"), allow_nan=False).encode()
+        try:
+            return json.dumps(value, separators=(",", ":"), allow_nan=False).encode()
+        except ValueError:  # orjson encodes infinities as null
+            return json.dumps(_without_infinities(value), separators=(",", ":")).encode()
+
+
+def _without_infinities(value: Any) -> Any:
+    if isinstance(value, dict):
+        return {name: _without_infinities(child) for name, child in value.items()}
+    if isinstance(value, (list, tuple)):
+        return [_without_infinities(child) for child in value]
+    return None if isinstance(value, float) and not math.isfinite(value) else value
 
 
 def loads(data: bytes | bytearray | memoryview | str) -> Any:

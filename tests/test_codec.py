@@ -113,6 +113,12 @@ def test_unpaired_surrogate_is_preserved() -> None:
     assert dumps({"text": "\ud83d"}) == rb'{"text":"\ud83d"}'
 
 
+def test_infinity_is_encoded_as_null_whatever_is_beside_it() -> None:
+    infinity = float("inf")
+    assert dumps({"n": infinity}) == b'{"n":null}'
+    assert dumps({"n": [infinity, -infinity], "s": "\ud83d"}) == rb'{"n":[null,null],"s":"\ud83d"}'
+
+
 def test_number_beyond_64_bits_is_encoded() -> None:
     assert dumps({"id": 2**70}) == b'{"id":%d}' % 2**70
 

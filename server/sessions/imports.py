@@ -104,13 +104,6 @@ def _parsed_object(line: bytes, number: int) -> dict[str, Any]:
     return value
 
 
-def _encode_line(value: Any, number: int) -> bytes:
-    try:
-        return dumps(value)
-    except ValueError:
-        raise bad_request(f"line {number}: a number is out of range") from None
-
-
 def _add_line(log: ImportedLog, line: bytes, number: int) -> None:
     value = _parsed_object(line, number)
     kind, seq = value.pop("type", None), value.pop("seq", None)
@@ -130,7 +123,7 @@ def _add_line(log: ImportedLog, line: bytes, number: int) -> None:
             _begin_turn(log, seq, turn_index, value, number)
         elif kind == "turn_end":
             _finish_turn(log, seq, turn_index, value, number)
-        fields = _encode_line(value, number)[1:-1] or b'"imported":true'
+        fields = dumps(value)[1:-1] or b'"imported":true'
     log.lines.append(entries.entry(kind, seq, ts, turn_index, fields))
     log.last_ts = ts
 
@@ -146,7 +139,7 @@ def _checked_event(line: bytes, value: dict[str, Any], number: int) -> bytes:
         raw = line.rstrip(b"\r")[head.end() : -1]
         if parse_message(raw) == event:
             return entries.event_fields(raw, subagent)
-    return entries.event_fields(_encode_line(event, number), subagent)
+    return entries.event_fields(dumps(event), subagent)
 
 
 def _is_subagent(value: Any) -> bool:
