@@ -6,6 +6,11 @@ export function applyTheme(name) {
 		document.querySelectorAll('[media*="prefers-color-scheme"], [data-scheme-of]')
 	)) {
 		const own = (one.dataset.schemeOf ??= /dark/.test(one.getAttribute('media')) ? 'dark' : 'light')
-		one.setAttribute('media', !chosen ? `(prefers-color-scheme: ${own})` : chosen === own ? 'all' : 'not all')
+		// Paper is light
+		const media = own === 'dark' ? 'screen' : chosen === own ? 'all' : 'print'
+		one.setAttribute(
+			'media',
+			!chosen ? `(prefers-color-scheme: ${own})` : chosen === own || own === 'light' ? media : 'not all'
+		)
 	}
 }

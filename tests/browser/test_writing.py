@@ -178,6 +178,34 @@ async def test_page_takes_no_prompt_before_it_shows_the_session_of_its_address(
     assert [one["session_id"] for one in listed] == [session]
 
 
+async def test_late_sign_in_does_not_replace_the_page_of_a_newer_one(
+    tab: Tab, client: Client
+) -> None:
+    page, session = tab.page, await client.create()
+    asked, answered = asyncio.Event(), asyncio.Event()
+
+    async def hold_first(route: Route) -> None:
+        if not asked.is_set():
+            asked.set()
+            await answered.wait()
+        await route.continue_()
+
+    await page.route(re.compile(r"/sessions\?"), hold_first)
+    enter = "(hash) => void (location.hash = hash)"
+    await page.evaluate(enter, f"token={tab.token}&session=")
+    async with Deadline("the held request"):
+        await asked.wait()
+    await page.evaluate(enter, f"token={tab.token}&session={session}")
+    await tab.composer.fill("typed")
+    await page.evaluate("() => void (window.shell = document.querySelector('.shell'))")
+    async with page.expect_response(re.compile(r"/sessions\?")) as late:
+        answered.set()
+    await (await late.value).finished()
+    await tab.composer.press("Enter")
+    await expect(tab.answer("echo: typed")).to_be_visible()
+    assert await page.evaluate("window.shell === document.querySelector('.shell')")
+
+
 async def test_enter_inserts_a_line_on_a_phone(open_tab: OpenTab, client: Client) -> None:
     tab = await open_tab(client, viewport=PHONE, has_touch=True, is_mobile=True)
     await tab.sign_in()
