@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Mapping
 from typing import Any
 
@@ -9,9 +10,14 @@ import msgspec
 
 from ...codec import dumps, parse_message
 from ..acp_settings import FORK, SESSION_METHODS, SETTERS, STARTING_METHODS
+from ..failures import error_text
+from ..program_output import redact, single_line
 
 TRACKED_METHODS = STARTING_METHODS | SETTERS
 """The requests of acpx whose responses the server reads, too."""
+
+
+logger = logging.getLogger(__name__)
 
 
 class ConversationState(msgspec.Struct, kw_only=True):
@@ -65,8 +71,10 @@ class ProxiedConversation:
         self.track({**fork, "params": {}})
         return dumps(fork)
 
-    def begin_instead(self) -> bytes:
+    def begin_instead(self, error: Any) -> bytes:
         """Return the request for a new conversation, as the agent has refused to fork another."""
+        reason = single_line(error_text(error))
+        logger.info("the agent did not fork a conversation: %s", redact(reason)[:500])
         line, self._fallback = self._fallback, b""
         self.track(parse_message(line) or {})
         return line

@@ -340,8 +340,7 @@ class StdioProxy:
             found = message.get("result")
             result = found if isinstance(found, dict) and "error" not in message else None
             if method == FORK and result is None:
-                logger.info("agent %d did not fork: %s", self.pid, message.get("error"))
-                self._to_agent.write(self._conversation.begin_instead())
+                self._to_agent.write(self._conversation.begin_instead(message.get("error")))
                 return False
             if method == FORK:
                 self._handler.conversation_forked()
