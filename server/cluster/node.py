@@ -86,6 +86,8 @@ class ClusterNode:
         if not rows:
             return False
         owner: int | None = rows[0][0]
+        if owner == self._number and self.is_draining:
+            raise out_of_reach()  # it was handed over, and its waiting turns run elsewhere
         if owner is None and (other := self._better_node()) is not None:
             raise ElsewhereError(session_id, other)
         if owner is None:

@@ -57,6 +57,11 @@ class SessionContext(msgspec.Struct):
     is_draining: bool = False
     is_reloading: bool = False
 
+    @property
+    def ends_waiting_turns(self) -> bool:
+        """Whether the server stops, and no other node of a cluster runs what waits here."""
+        return self.is_draining and self.quotas.shared is None
+
     @classmethod
     def create(
         cls,

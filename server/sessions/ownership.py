@@ -54,7 +54,11 @@ class SessionOwnership:
         await self._node.find_nodes()
         await self._node.take_over_sessions()
         for session_id, has_work in await self._node.owned_sessions():
-            if has_work and self._sessions.loaded(session_id) is None:
+            if (
+                has_work
+                and not self._node.is_draining
+                and self._sessions.loaded(session_id) is None
+            ):
                 await self._look_up(session_id)
         if not self._node.is_draining:
             for session_id in await self._node.waiting_sessions():
@@ -73,11 +77,13 @@ class SessionOwnership:
         """Release all sessions. Running turns have *timeout* seconds to end."""
         self._node.is_draining = True
         await self._node.announce_draining()
+        # A session that is being loaded may take up a turn.
+        await asyncio.gather(*self._sessions.loading.values(), return_exceptions=True)
         sessions = tuple(self._sessions.in_memory())
         await asyncio.gather(*(self._hand_over_one(session, timeout) for session in sessions))
         for session_id, _ in await self._node.owned_sessions():
             if (session := self._sessions.loaded(session_id)) is not None:
-                await self._hand_over_one(session, 0)
+                await self._hand_over_one(session, timeout)
         await self._sessions.writer.commit([self._release_rest()])
         await self._node.notify_all(WAITING)
 

@@ -242,7 +242,7 @@ class TurnQueue:
         """The reason for which the session runs no more turns; None if it does."""
         if not self._core.is_open:
             return CancelCause.CANCEL
-        return CancelCause.RESTART if self._core.context.is_draining else None
+        return CancelCause.RESTART if self._core.context.ends_waiting_turns else None
 
     # Finding
 
