@@ -24,6 +24,14 @@ document.addEventListener("securitypolicyviolation", (event) =>
     violations.push(`${event.violatedDirective} ${event.blockedURI} ${event.sample}`));
 """
 
+# For tests that import sources beside the minified page: each makes the policy of that name.
+SHARE_POLICY = """
+const make = trustedTypes.createPolicy.bind(trustedTypes);
+const made = {};
+TrustedTypePolicyFactory.prototype.createPolicy = (name, rules) =>
+    (made[name] ??= make(name, rules));
+"""
+
 
 class Tab:
     """Signs in as one app, and writes down errors, foreign requests and broken policies."""
@@ -72,6 +80,10 @@ class Tab:
     async def sign_in(self, session_id: str = "") -> None:
         await self.page.goto(f"{self.url}/#token={self.token}&session={session_id}")
         await expect(self.composer).to_be_visible()
+
+    async def share_policy(self) -> None:
+        await self.page.add_init_script(SHARE_POLICY)
+        await self.page.reload()
 
     async def say(self, prompt: str) -> None:
         await self.composer.fill(prompt)

@@ -195,6 +195,7 @@ async def test_failing_view_is_replaced_by_raw_data(open_tab: OpenTab, client: C
         lambda route: route.fulfill(path=ROOT / "static" / "index.html", content_type="text/html"),
     )
     await open_fake(tab, client)
+    await tab.share_policy()
     await tab.page.evaluate(BREAK_VIEWS)
     await expect(tab.answer("after all")).to_be_visible()
     await tab.settled()
@@ -365,4 +366,5 @@ async def test_images_of_other_servers_are_not_shown(tab: Tab) -> None:
         7,
         ["/x.png"],
     ]
+    await tab.share_policy()
     assert await tab.page.evaluate(IMAGES, [*good, *bad]) == good
