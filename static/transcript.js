@@ -196,15 +196,12 @@ const ENTRIES = {
 	session_closed: (model, { reason }) => set(model, 'closed', { reason: string(reason) }),
 
 	notice(model, entry) {
-		const { notice, setting, value } = entry
+		const { notice, setting, value, text, restored_turn: turn } = entry
+		const tell = (note, title) => add(model, entry, 'note', { note, title, text: '' })
 		if (notice === 'restored' && typeof setting === 'string' && typeof value === 'string')
-			add(model, entry, 'note', { note: 'mode', title: `The server set ${setting} to ${value} again`, text: '' })
-		else if (notice === 'undone')
-			add(model, entry, 'note', {
-				note: 'undone',
-				title: entry.restored_turn ? `Files restored to before turn ${entry.restored_turn}` : 'Files restored',
-				text: ''
-			})
+			tell('mode', `The server set ${setting} to ${value} again`)
+		else if (notice === 'undone') tell('undone', `Files restored${turn ? ` to before turn ${turn}` : ''}`)
+		else if (notice === 'limit' && typeof text === 'string') tell('warning', text)
 		// The header shows whether the agent asks.
 		else if (notice !== 'asks') addRaw(model, entry, 'notice', entry)
 	}

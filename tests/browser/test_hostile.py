@@ -67,6 +67,7 @@ SETTINGS = """async () => {
         if (looks++ % 10) continue;
         await frame();
         for (const button of document.querySelectorAll(".settings .picker")) {
+            if (!button.checkVisibility()) continue; // one of the start page
             button.click();
             document.querySelector(":popover-open")?.hidePopover();
         }

@@ -396,14 +396,23 @@ test('a restored setting is a note, and a notice about asking is not an item', (
 	assert.deepEqual([note.kind, note.title, others], ['note', 'The server set mode to plan again', []]);
 });
 
+test('a limit that takes effect is a note with the words of the server', () => {
+	const l = log();
+	l.start();
+	l.put('notice', { notice: 'limit', limit: 'memory', text: 'a process has reached the limit' });
+	const [{ kind, note, title }] = l.model.turns[0].items;
+	assert.deepEqual([kind, note, title], ['note', 'warning', 'a process has reached the limit']);
+});
+
 test('an unknown or malformed notice is shown raw', () => {
 	const l = log();
 	l.start();
 	l.put('notice', { notice: 'from the future' });
 	l.put('notice', { notice: 'restored', setting: null, value: {} });
+	l.put('notice', { notice: 'limit', text: null });
 	assert.deepEqual(
 		l.model.turns[0].items.map(({ kind, count }) => [kind, count]),
-		[['raw', 2]]
+		[['raw', 3]]
 	);
 });
 

@@ -110,6 +110,7 @@ def entry(kind: str, seq: int, turn_index: int, rest: bytes, ts: int = TS) -> by
     return entries.entry(kind, seq, ts, turn_index, rest)
 
 
+AT_LIMIT = "a process of the session has reached the limit of 512 MiB of memory: it gets no more"
 DOWN = [
     entry(
         "turn_start", 1, 1, entries.turn_start_fields(b'[{"type":"text","text":"hi"}]', "c1", "new")
@@ -203,6 +204,7 @@ DOWN = [
         3,
         entries.encode_fields(notice="undone", snapshot_id="8dd3a5b1bd98a956", restored_turn=3),
     ),
+    entry("notice", 16, 3, entries.encode_fields(notice="limit", limit="memory", text=AT_LIMIT)),
     frame(
         "ready",
         protocol=PROTOCOL,
