@@ -158,12 +158,19 @@ export class ChangesView extends View {
 			copyButton(() => this.#text(this.#address(path)), 'Copy patch'),
 			status !== 'deleted' && this.#download(path)
 		)
-		view.el.ontoggle = () => {
-			this.opened[view.el.open ? 'add' : 'delete'](path)
-			if (view.el.open && !view.body.firstChild) this.#fill(view.body, tools, () => this.#diff(path))
+		return this.#foldable(view, path, () => this.#fill(view.body, tools, () => this.#diff(path)), open)
+	}
+
+	// Stays open when the list is loaded again, and is filled when it is opened first
+	#foldable(view, path, fill, open = false) {
+		const { el, body } = view
+		const key = `${this.tab} ${path}`
+		el.ontoggle = () => {
+			this.opened[el.open ? 'add' : 'delete'](key)
+			if (el.open && !body.firstChild) fill()
 		}
-		view.el.open = open || this.opened.has(path)
-		return view.el
+		el.open = open || this.opened.has(key)
+		return el
 	}
 
 	#download = path =>
@@ -229,16 +236,14 @@ export class ChangesView extends View {
 		setText(view.name, nameOf(path))
 		view.name.title = path
 		view.stat.replaceWith(h('small', { text: folder || type === 'link' ? '' : bytes(size) }))
-		view.el.ontoggle = () => {
-			if (!view.el.open || view.body.firstChild) return
-			if (folder)
-				this.#fill(view.body, '', async () => {
-					const rows = (await this.#entries(path)).map(one => this.#entry(one))
-					return rows.length ? rows : hint('Empty')
-				})
-			else this.#fill(view.body, h('p.chips', {}, this.#download(path)), () => this.#preview(path, size))
+		const inside = async () => {
+			const rows = (await this.#entries(path)).map(one => this.#entry(one))
+			return rows.length ? rows : hint('Empty')
 		}
-		return view.el
+		return this.#foldable(view, path, () => {
+			if (folder) this.#fill(view.body, '', inside)
+			else this.#fill(view.body, h('p.chips', {}, this.#download(path)), () => this.#preview(path, size))
+		})
 	}
 
 	async #preview(path, size) {

@@ -88,6 +88,9 @@ async def test_changes_are_reviewed_undone_and_downloaded(
     # The files, with a preview.
     await side.get_by_role("button", name="Files", exact=True).click()
     await side.locator("summary", has_text="notes").press("Enter")
+    await expect(side.locator("summary", has_text="<b>.md")).to_be_visible()
+    await side.get_by_role("button", name="Files", exact=True).click()  # what is open stays open
+    await expect(side.locator(".changes-list")).to_have_attribute("aria-busy", "false")
     await tab.picture("files-open")
     await side.locator("summary", has_text="<b>.md").click()
     await expect(side.locator("pre")).to_have_text("# Notes")

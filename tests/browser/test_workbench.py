@@ -13,6 +13,7 @@ from .conftest import OpenTab
 from .tab import PHONE, Tab
 
 
+@pytest.mark.slow
 async def test_project_is_chosen_and_several_agents_are_compared(
     open_tab: OpenTab, tmp_path: Path
 ) -> None:
