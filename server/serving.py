@@ -123,6 +123,8 @@ async def _open_listeners(
         connections = app[CONNECTIONS]
         connections.listener, connections.control = listener, control
         await continue_waits(app, listener, sockets.waits)
+        for descriptor in sockets.idle:
+            await listener.adopt(descriptor)
         yield port
 
 

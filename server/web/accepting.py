@@ -29,8 +29,12 @@ async def accept_connections(
     burst = 0
     while True:
         accepted = await next_connection(listening)
+        connecting = asyncio.ensure_future(loop.connect_accepted_socket(make_connection, accepted))
         try:
-            await loop.connect_accepted_socket(make_connection, accepted)
+            await asyncio.shield(connecting)
+        except asyncio.CancelledError:
+            await connecting  # asyncio would close the connection
+            raise
         except Exception:
             logger.exception("cannot serve a connection")
             accepted.close()

@@ -33,8 +33,8 @@ from ..workspace.files import WorkspaceFiles
 from ..ws.hub import Hub
 from .control_socket import is_operator
 from .health import HealthMonitor
-from .listener import BoundedRequestHandler
 from .request_body import APP_NAME
+from .request_handler import BoundedRequestHandler
 from .request_origin import bearer
 from .responses import streamed_json_response
 from .sse import EventStream, event_stream

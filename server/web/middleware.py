@@ -19,9 +19,9 @@ from ..errors import Error, ErrorCode, bad_request, failure_of, internal, payloa
 from ..openai.responses import error_body
 from .context import CREDENTIAL, LOGGED_SESSION_ID, LOGGED_TURN_INDEX, REQUEST_ID, context_of
 from .control_socket import FORWARDED_OPERATOR
-from .listener import BoundedRequestHandler
 from .node_link import LINK
 from .request_body import APP_NAME, EXPECT, check_coding
+from .request_handler import BoundedRequestHandler
 from .request_origin import check_host, client_address
 from .responses import error_response
 

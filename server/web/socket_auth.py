@@ -10,7 +10,7 @@ from ..ws.disconnect import Disconnect
 from ..ws.handshake import MAX_AUTH_FRAME_BYTES, authenticate, check_protocol, receive_auth
 from ..ws.protocol import AuthCommand
 from .context import ServerContext, context_of, record_credential
-from .listener import BoundedRequestHandler
+from .request_handler import BoundedRequestHandler
 
 
 async def authenticate_by_frame(

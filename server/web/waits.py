@@ -6,10 +6,8 @@ prompt: it identifies the turn that the request has begun, and the request waits
 
 from __future__ import annotations
 
-import asyncio
 import contextlib
 import secrets
-import socket
 from collections.abc import Iterable, Iterator
 from typing import NamedTuple
 
@@ -18,7 +16,8 @@ from aiohttp import web
 
 from ..codec import dumps
 from ..reload.state import Passed
-from .listener import BoundedRequestHandler, Listener
+from .listener import Listener
+from .request_handler import BoundedRequestHandler
 
 CONTINUES = "X-Clawdforge-Continues"
 """The header with the secret, from the server to itself."""
@@ -105,10 +104,6 @@ async def continue_waits(
     for wait in waits:
         secret = secrets.token_urlsafe(32)
         continued[secret] = WaitedTurn(wait.turn_index, wait.is_steered)
-        connection = socket.socket(fileno=wait.descriptor)
-        connection.setblocking(False)
-        _, protocol = await asyncio.get_running_loop().connect_accepted_socket(
-            listener.make_connection, connection
-        )
+        protocol = await listener.adopt(wait.descriptor)
         added = f"{CONTINUES}: {secret}\r\nContent-Length: {len(_BODY)}\r\n\r\n"
         protocol.data_received(wait.head + b"\r\n" + added.encode() + _BODY)

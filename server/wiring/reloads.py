@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import itertools
 import os
 import time
 from collections.abc import Callable, Sequence
@@ -25,6 +26,8 @@ SOCKETS_SECS = 0.3
 CLOSING_SECS = 3.0
 REQUESTS_POLL_SECS = 0.002
 """The times, in seconds, for short requests to end and for sockets to close; others are cut."""
+MAX_PASSED_CONNECTIONS = 1000
+"""The connections between two requests that the next version serves. Further ones are closed."""
 
 
 class CarriedListeners(msgspec.Struct, kw_only=True):
@@ -34,12 +37,14 @@ class CarriedListeners(msgspec.Struct, kw_only=True):
         control: of the operator's socket.
         closing: of connections whose clients have not closed their side yet.
         waits: requests that wait for turns.
+        idle: of connections without a request. A client may just be sending one.
     """
 
     listening: list[int]
     control: int | None
     closing: list[int]
     waits: list[CarriedWait]
+    idle: list[int] = []
 
 
 class ReloadableConnections:
@@ -80,7 +85,7 @@ class ReloadableConnections:
         deadline = time.monotonic() + REQUESTS_SECS
         for connection in self.listener.connections:
             connection.stop_reading()
-        while any(one.is_busy for one in self.listener.connections):
+        while any(one.is_busy or one.is_starting for one in self.listener.connections):
             if time.monotonic() > deadline:
                 return
             await asyncio.sleep(REQUESTS_POLL_SECS)
@@ -98,10 +103,20 @@ class ReloadableConnections:
             control=passed.add(self.control) if self.control is not None else None,
             closing=[passed.add(descriptor) for descriptor in self._sockets.descriptors],
             waits=pack_waits(self.listener.connections, passed) if self.listener else [],
+            idle=_pack_idle(self.listener, passed) if self.listener else [],
         )
 
     def children(self) -> Sequence[int]:
         return []
+
+
+def _pack_idle(listener: Listener, passed: Passed) -> list[int]:
+    idle = (one.transport for one in listener.connections if one.is_between_requests)
+    return [
+        passed.add(transport.get_extra_info("socket").fileno())
+        for transport in itertools.islice(idle, MAX_PASSED_CONNECTIONS)
+        if transport is not None
+    ]
 
 
 def inherited_listeners(inherited: Inherited | None) -> CarriedListeners:
@@ -109,7 +124,7 @@ def inherited_listeners(inherited: Inherited | None) -> CarriedListeners:
     carried = inherited.part("listeners", CarriedListeners) if inherited is not None else None
     if carried is None or inherited is None:
         return CarriedListeners(listening=[], control=None, closing=[], waits=[])
-    for descriptor in (*carried.listening, *carried.closing, carried.control):
+    for descriptor in (*carried.listening, *carried.closing, *carried.idle, carried.control):
         if descriptor is not None:
             inherited.claim(descriptor)
     for wait in carried.waits:

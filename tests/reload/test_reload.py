@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import shutil
 import signal
+import socket
 import sys
 from pathlib import Path
 
@@ -23,10 +25,50 @@ from ..support.harness import (
     script,
     texts_of,
 )
+from ..support.raw_socket import open_connection, read_head
 from ..support.runs import make_fake_claude, steps
 from .following import following, reload
 
 STREAM = {"burst": {"count": 1_000_000, "text": " ", "batch": 5, "pause_ms": 10}}
+
+
+async def healthz(connection: socket.socket) -> int:
+    """The status of a request on *connection*, which stays open."""
+    loop = asyncio.get_running_loop()
+    await loop.sock_sendall(connection, b"GET /healthz HTTP/1.1\r\nHost: localhost\r\n\r\n")
+    head, body = await read_head(connection)
+    assert head, "the server has closed the connection"
+    missing = int(head.lower().partition(b"content-length: ")[2].split()[0]) - len(body)
+    while missing > 0:
+        missing -= len(await loop.sock_recv(connection, missing))
+    return int(head.split()[1])
+
+
+async def test_connections_without_a_request_stay_open(spawn: Spawn) -> None:
+    server = await spawn()
+    with contextlib.ExitStack() as closing:
+        used, fresh, partial = [
+            closing.enter_context(await open_connection(server.url)) for _ in range(3)
+        ]
+        loop = asyncio.get_running_loop()
+        assert await healthz(used) == 200
+        await loop.sock_sendall(partial, b"GET /heal")
+        assert await healthz(used) == 200  # so the server has read the beginning of that request
+        for _ in range(2):
+            await reload(server.url)
+            assert [await healthz(one) for one in (used, fresh)] == [200, 200]
+        with contextlib.suppress(ConnectionError):
+            assert await loop.sock_recv(partial, 100) == b""
+
+
+async def test_request_on_an_open_connection_is_answered_during_a_reload(spawn: Spawn) -> None:
+    server = await spawn()
+    with await open_connection(server.url) as connection:
+        reloading = asyncio.create_task(reload(server.url))
+        while not reloading.done():
+            assert await healthz(connection) == 200
+        await reloading
+        assert await healthz(connection) == 200
 
 
 async def test_streaming_turn_and_waiting_permission_survive(

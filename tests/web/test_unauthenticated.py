@@ -18,6 +18,7 @@ from server import codec
 from server.errors import Error
 from server.limits import ByteBudget, ConcurrencyLimit
 from server.web import listener
+from server.web.request_handler import BoundedRequestHandler
 from server.web.resources import page
 from server.ws.handshake import MAX_AUTH_FRAME_BYTES
 
@@ -240,7 +241,7 @@ GET = b"GET / HTTP/1.1\r\nHost: a\r\n\r\n"
 
 async def test_longest_idle_unauthenticated_connection_is_closed_first() -> None:
     async def hello(request: web.Request) -> web.Response:
-        assert isinstance(request.protocol, listener.BoundedRequestHandler)
+        assert isinstance(request.protocol, BoundedRequestHandler)
         request.protocol.request_started()
         request.protocol.request_finished(is_authenticated=False)
         return web.Response(text="hello")
