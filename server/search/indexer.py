@@ -10,7 +10,6 @@ from collections.abc import Callable, Collection
 from ..limits import ByteBudget
 from ..storage.growth import GrowthQueries
 from ..storage.queries import Queries
-from ..storage.schema import LogRow
 from .documents import DocumentReader
 from .index import Hit, SearchIndex
 
@@ -129,12 +128,14 @@ class Indexer:
             indexed = None
         position = indexed.seq if indexed is not None else 0
         reader = DocumentReader(position)
-        while rows := await self._queries.read_log(session, position, PAGE_BYTES):
+        while rows := await self._queries.read_log(
+            session, position, PAGE_BYTES, largest=MAX_ENTRY_BYTES
+        ):
             began = time.monotonic()
             lines = [
                 line
                 for one in rows
-                for line in _lines_of(one)[max(0, position + 1 - one.first_seq) :]
+                for line in one.body.split(b"\n")[max(0, position + 1 - one.first_seq) :]
             ]
             position = rows[-1].last_seq
             documents = await asyncio.to_thread(reader.read, lines)
@@ -142,9 +143,3 @@ class Indexer:
             await asyncio.sleep(REST_FACTOR * (time.monotonic() - began))
         if rest := reader.end():
             await self._index.add(row.app_name, session, row.id, rest, seq=reader.complete_seq)
-
-
-def _lines_of(row: LogRow) -> list[bytes]:
-    """The entries of a row; an empty one in place of a single large entry."""
-    is_large = row.first_seq == row.last_seq and len(row.body) > MAX_ENTRY_BYTES
-    return [b""] if is_large else row.body.split(b"\n")

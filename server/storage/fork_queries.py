@@ -78,13 +78,16 @@ class ForkQueries:
         )
         return [row[0] for row in rows]
 
-    async def read_log(self, session: int, after: int, size: int) -> list[LogRow]:
+    async def read_log(
+        self, session: int, after: int, size: int, *, largest: int | None = None
+    ) -> list[LogRow]:
         """A page of a session's log: the rows with the entries after a position, in order.
 
         Args:
             size: bytes after which the page ends. It has at least one row if there is one.
+            largest: bytes above which the body of a row with one entry is not read, and is empty.
         """
-        rows = await self._read_rows(session, after, size)
+        rows = await self._read_rows(session, after, size, largest)
         if rows and rows[0].first_seq <= after + 1:
             return rows
         segments = await self._database.fetch(
@@ -96,16 +99,22 @@ class ForkQueries:
         if not segments:
             return rows
         [(owner, last_seq)] = segments
-        shared = await self._read_rows(owner, after, size)
+        shared = await self._read_rows(owner, after, size, largest)
         return [
             without_tail(LogRow(session, row.first_seq, row.last_seq, row.body), last_seq)
             for row in shared
             if row.first_seq <= last_seq
         ]
 
-    async def _read_rows(self, session: int, after: int, size: int) -> list[LogRow]:
+    async def _read_rows(
+        self, session: int, after: int, size: int, largest: int | None
+    ) -> list[LogRow]:
+        body = "body"
+        if largest is not None:
+            is_large = f"first_seq = last_seq AND length(body) > {int(largest)}"
+            body = f"CASE WHEN {is_large} THEN NULL ELSE body END"
         rows = await self._database.fetch(
-            "SELECT session, first_seq, last_seq, body FROM log JOIN (SELECT last_seq,"
+            f"SELECT session, first_seq, last_seq, {body} FROM log JOIN (SELECT last_seq,"
             "   sum(length(body)) OVER (ORDER BY last_seq) - length(body) AS before FROM log"
             "   WHERE session = ?1 AND last_seq > ?2 ORDER BY last_seq LIMIT 1024"
             ") AS page USING (last_seq) WHERE session = ?1 AND before < ?3 ORDER BY last_seq",
@@ -113,4 +122,4 @@ class ForkQueries:
             after,
             size,
         )
-        return [LogRow(*row) for row in rows]
+        return [LogRow(number, first, last, body or b"") for number, first, last, body in rows]

@@ -175,6 +175,27 @@ async def test_split_emoji_and_far_future_do_not_stop_the_index(client: Client) 
     assert hit["snippet"].startswith("halves: \N{GRINNING FACE} and \N{REPLACEMENT CHARACTER} nul")
 
 
+async def test_entry_over_a_mebibyte_is_not_read_and_those_beside_it_are_found(
+    server: LocalServer, client: Client
+) -> None:
+    session = await client.create()
+    large = {"chunk": 2_000_000}
+    await client.turn(session, script({"say": "pelican"}, large, {"say": "a pelican"}))
+    assert len(await until_found(client, "pelican", 3)) == 3  # with the prompt
+    queries = server.services.sessions.queries
+    number = server.services.sessions.cached[session].row.n
+    rows, read = [
+        await queries.read_log(number, 0, 10_000_000, largest=size) for size in (None, 1 << 20)
+    ]
+    assert max(len(row.body) for row in rows) > 2_000_000
+    assert [(row.first_seq, row.last_seq) for row in read] == [
+        (row.first_seq, row.last_seq) for row in rows
+    ]
+    assert [row.body for row in read] == [
+        row.body if len(row.body) < 1 << 20 else b"" for row in rows
+    ]
+
+
 async def test_documents_with_the_same_time_keep_their_order(tmp_path: Path) -> None:
     index = await SearchIndex.open(tmp_path / "search.db")
     try:

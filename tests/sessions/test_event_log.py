@@ -37,11 +37,13 @@ class CountingQueries(Queries):
         self.pages: list[int] = []
         self.fails = False
 
-    async def read_log(self, session: int, after: int, size: int) -> list[LogRow]:
+    async def read_log(
+        self, session: int, after: int, size: int, *, largest: int | None = None
+    ) -> list[LogRow]:
         self.pages.append(after)
         if self.fails:
             raise DatabaseError("unable to open database file", is_transient=True)
-        return await super().read_log(session, after, size)
+        return await super().read_log(session, after, size, largest=largest)
 
 
 @pytest.fixture
