@@ -33,10 +33,12 @@ class WriterLimits(msgspec.Struct, frozen=True):
 
     Attributes:
         backlog_bytes: uncommitted entries above which agents' output is left in their pipes.
+        large_bytes: the same for one entry. While it is stored it takes several times its size.
         retry_secs: pauses between the attempts to write; the last one repeats.
     """
 
     backlog_bytes: int = 16 << 20
+    large_bytes: int = 1 << 20
     retry_secs: Sequence[float] = (0.05, 0.1, 0.25, 0.5, 1.0)
 
 
@@ -84,6 +86,7 @@ class DatabaseWriter:
         self._statements: list[Statement] = []
         self._awaited: list[_Commit] = []
         self._backlog = 0
+        self._has_large_entry = False
         self._gathering_since = 0.0
         self._work = asyncio.Event()
         self._has_capacity = asyncio.Event()
@@ -162,7 +165,9 @@ class DatabaseWriter:
             self._gathering_since = time.monotonic()
         self._dirty[log] = None
         self._backlog += size
-        if self._backlog > self._limits.backlog_bytes:
+        if size > self._limits.large_bytes:
+            self._has_large_entry = True
+        if self._has_large_entry or self._backlog > self._limits.backlog_bytes:
             self._has_capacity.clear()
         self._notify()
 
@@ -193,12 +198,12 @@ class DatabaseWriter:
         return self._backlog
 
     async def wait_for_capacity(self) -> None:
-        """Wait until the backlog is below its limit."""
+        """Wait until the backlog is below its limit, and no large entry is in it."""
         await self._has_capacity.wait()
 
     @property
     def has_capacity(self) -> bool:
-        """Whether the backlog is below its limit."""
+        """Whether the backlog is below its limit, and no large entry is in it."""
         return self._has_capacity.is_set()
 
     @property
@@ -233,10 +238,11 @@ class DatabaseWriter:
         self._dirty.clear()
         since = self._gathering_since
         size, self._backlog = self._backlog, 0
+        self._has_large_entry = False
         pending, self._statements = self._statements, []
         rows = [row for taken in self._committing.values() for row in taken]
         awaited = await self._write_group([*statements.insert_log(rows), *pending], size)
-        if self._backlog <= self._limits.backlog_bytes:
+        if self._backlog <= self._limits.backlog_bytes and not self._has_large_entry:
             self._has_capacity.set()
         self.checkpointer.note_commit(size)
         for log, taken in self._committing.items():

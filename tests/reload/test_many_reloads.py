@@ -11,9 +11,10 @@ import pytest
 from ..conftest import Spawn
 from ..support.harness import descendants, eventually, new_client, script
 from .following import following, reload
-from .test_reload import STREAM
 
 SESSIONS = 10
+STREAM = {"burst": {"count": 1_000_000, "text": " ", "batch": 5, "pause_ms": 100}}
+"""As fast as this process can follow ten of them with asyncio's debug mode on a busy machine."""
 RELOADS = int(os.environ.get("CLAWDFORGE_TEST_RELOADS", "30"))
 
 

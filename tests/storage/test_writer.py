@@ -238,10 +238,26 @@ async def test_backlog_over_the_limit_leaves_no_room_until_it_is_stored(
     await log.reach(3)
 
 
+async def test_large_entry_leaves_no_room_until_it_is_stored(
+    start_writer: StartWriter, database: SlowDatabase
+) -> None:
+    writer = start_writer(limits=WriterLimits(large_bytes=1000))
+    log = Buffer(writer)
+    database.hold()
+    log.append()
+    await database.until_tried()
+    log.append(size=2000)
+    assert not has_capacity(writer)
+    database.release()
+    async with Deadline("capacity"):
+        await writer.wait_for_capacity()
+    assert await stored(database) == [1, 2]
+
+
 async def test_entries_that_cannot_be_stored_count_as_backlog(
     start_writer: StartWriter, database: SlowDatabase
 ) -> None:
-    writer = start_writer(limits=WriterLimits(10_000, RETRY_AT_ONCE))
+    writer = start_writer(limits=WriterLimits(10_000, retry_secs=RETRY_AT_ONCE))
     log = Buffer(writer)
     database.is_full = True
     log.append(size=6_000)
