@@ -140,7 +140,7 @@ class BoundedRequestHandler(web.RequestHandler):
 
     def stop_reading(self) -> None:
         """Leave further data of the client in the kernel, unless a request needs it."""
-        if self.transport is not None and not self.is_busy:
+        if self.transport is not None and not (self.is_busy or self.is_starting):
             self.transport.pause_reading()
 
     def start_reading(self) -> None:

@@ -83,10 +83,11 @@ class ReloadableConnections:
         if self.listener is None:
             return
         deadline = time.monotonic() + REQUESTS_SECS
-        for connection in self.listener.connections:
-            connection.stop_reading()
-        while any(one.is_busy or one.is_starting for one in self.listener.connections):
-            if time.monotonic() > deadline:
+        while time.monotonic() < deadline:
+            # Each time: when a request in progress has ended, the next one must not be read.
+            for connection in self.listener.connections:
+                connection.stop_reading()
+            if not any(one.is_busy or one.is_starting for one in self.listener.connections):
                 return
             await asyncio.sleep(REQUESTS_POLL_SECS)
 
