@@ -16,6 +16,8 @@
 		const frame = JSON.parse(text);
 		fake.sent.push(frame);
 		if (frame.type !== 'auth') return;
+		// Without heartbeats the page would take a slow test for a broken connection.
+		setInterval(() => this.tell({ type: 'heartbeat', head: fake.seq }), 5000);
 		const { log, state } = fake;
 		this.tell({
 			type: 'ready',
@@ -25,9 +27,9 @@
 			state: 'idle',
 			pending_permissions: [],
 			...state,
-			head: log.length
+			head: fake.seq || log.length
 		});
-		fake.feed(log);
+		if (!fake.seq) fake.feed(log);
 	}
 
 	tell(frame) {

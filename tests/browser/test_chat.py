@@ -179,7 +179,7 @@ async def test_unread_marks_survive_a_reload(
     await tab.button("New session").click()
     before.touch()
     rows = page.locator(".session-row[data-state=finished]")
-    await expect(rows).to_have_text(re.compile("Ends before"))
+    await expect(rows).to_have_text([re.compile("Ends before")])
     # A turn that ends while the page is closed counts too.
     during = await client.create(meta={"title": "Ends during"})
     await tab.sign_in(during)
@@ -198,9 +198,9 @@ async def test_unread_marks_survive_a_reload(
     await tab.sign_in()
     await expect(rows).to_have_count(2)
     await rows.filter(has_text="Ends before").locator("a").click()
-    await expect(rows).to_have_text(re.compile("Ends during"))
+    await expect(rows).to_have_text([re.compile("Ends during")])
     await page.reload()
-    await expect(rows).to_have_text(re.compile("Ends during"))
+    await expect(rows).to_have_text([re.compile("Ends during")])
 
 
 async def test_sign_out_deletes_the_token(tab: Tab) -> None:
@@ -435,7 +435,8 @@ async def test_background_session_notifies_when_it_waits(
     waiting = re.compile("^Waiting for you · (?!another one)")
     await expect(page).to_have_title(waiting)
     # The title may say it first: it goes by the list of sessions, too.
-    await page.wait_for_function("told.includes('mock waits for you: Delete everything')")
+    told = "told.includes('mock waits for you: Delete everything')"
+    await eventually("the notification", lambda: page.evaluate(told))
     await page.reload()  # where only the one on the screen is open
     await expect(page).to_have_title(waiting)
     await page.locator(".session-row[data-state=waiting] a").click()

@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 from playwright.async_api import ConsoleMessage, Page, expect
 
-from ..support.harness import ROOT, Client, script
+from ..support.harness import ROOT, Client, eventually, script
 from .conftest import OpenTab
 from .tab import Tab
 
@@ -100,6 +100,12 @@ async def open_fake(tab: Tab, client: Client) -> None:
     await tab.sign_in(await client.create())
 
 
+async def until_sent(page: Page, condition: str) -> None:
+    """Wait for a frame of the page. The page's policy forbids Playwright's own wait to poll."""
+    sent = f"fake.sent.some(({{ type, outcome }}) => {condition})"
+    await eventually(f"a frame with {condition}", lambda: page.evaluate(sent))
+
+
 async def assert_usable(tab: Tab, turns: int) -> None:
     """Every good message is there, and one can go on."""
     page = tab.page
@@ -109,7 +115,7 @@ async def assert_usable(tab: Tab, turns: int) -> None:
     for turn in range(1, turns + 1):
         assert sum(f"good {turn}." in one for one in said) == 1, turn
     await tab.say("and now?")
-    await page.wait_for_function("fake.sent.some(({ type }) => type === 'prompt')")
+    await until_sent(page, "type === 'prompt'")
     await page.evaluate(ANSWER)
     await expect(tab.answer("still here")).to_be_visible()
 
@@ -331,7 +337,7 @@ async def test_permission_request_keeps_its_order_and_is_fully_visible(
     assert await card.locator(".exact code").evaluate(shown) == len(command)
     # An agent that offers no way to refuse is refused all the same.
     await card.locator(".chips button").last.click()
-    await tab.page.wait_for_function("fake.sent.some(({ outcome }) => outcome === 'cancelled')")
+    await until_sent(tab.page, "outcome === 'cancelled'")
     assert reported == []
 
 

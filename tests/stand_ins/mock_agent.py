@@ -241,9 +241,12 @@ def text_chunk(kind: str, text: str) -> Json:
 
 
 class Session:
-    """One conversation. `data` is the content of its file:
+    """One conversation. `data` is what its file tells:
 
     `{prompts: [text], messages: [{role, text}], params, mode, config}`
+
+    The first line of the file has all of it, as it was saved last. Each further line has one value
+    that was added since, so that a turn of a long conversation takes no longer than the first.
     """
 
     def __init__(self, session_id: str, cwd: str, data: Json) -> None:
@@ -263,9 +266,14 @@ class Session:
     @classmethod
     def load(cls, session_id: str, cwd: str) -> Session:
         try:
-            return cls(session_id, cwd, json.loads(state_file(session_id, cwd).read_bytes()))
+            saved, *added = state_file(session_id, cwd).read_bytes().splitlines()
         except OSError as error:
             raise RpcError(-32002, "Resource not found", str(error)) from error
+        data = json.loads(saved)
+        for line in added:
+            name, value = json.loads(line)
+            data[name].append(value)
+        return cls(session_id, cwd, data)
 
     def save(self) -> None:
         path = state_file(self.id, self.cwd)
@@ -274,8 +282,15 @@ class Session:
             if not path.parent.is_dir():
                 path.parent.mkdir(parents=True, exist_ok=True)
                 (path.parent / ".gitignore").write_text("*\n")
-            new.write_text(json.dumps(self.data))
+            new.write_text(json.dumps(self.data) + "\n")
             new.replace(path)
+
+    def add(self, name: str, value: Any) -> None:
+        """Store another one of the `prompts` or `messages`."""
+        with self._lock:
+            self.data[name].append(value)
+            with state_file(self.id, self.cwd).open("a") as file:
+                file.write(json.dumps([name, value]) + "\n")
 
     def settings(self) -> Json:
         """The `modes` and `configOptions` of a result, with --modes."""
@@ -383,13 +398,10 @@ class Turn(threading.Thread):
         self._awaited_replies: list[Reply] = []
 
     def run(self) -> None:
-        data = self.session.data
-        data["prompts"].append(self.text)
-        data["messages"].append({"role": "user", "text": self.text})
-        self.session.save()
+        self.session.add("prompts", self.text)
+        self.session.add("messages", {"role": "user", "text": self.text})
         answer = self.answer_of(script_of(self.text))
-        data["messages"].append({"role": "agent", "text": "".join(self.said)})
-        self.session.save()
+        self.session.add("messages", {"role": "agent", "text": "".join(self.said)})
         self.session.turn = None  # before the response: the next prompt may follow immediately
         if self.is_quiet:
             return
@@ -887,13 +899,13 @@ def steer(params: Json, request_id: Any) -> Json:
     if kind in ("late", "starts") and session.turn is not None:
         session.turn.finish()
     if kind == "starts":
-        session.data["prompts"].append(text)
+        session.add("prompts", text)
         send_update(session.id, text_chunk("agent_message_chunk", f"by itself: {text}"))
         return {"outcome": "startedNewTurn"}
     if session.turn is None:
         assert params["_meta"]["steering"]["idleBehavior"] == "promptRequired"
         return {"outcome": "promptRequired", "reason": "noRunningTurn"}
-    session.data["prompts"].append(text)
+    session.add("prompts", text)
     session.turn.say(f"steered: {text}")
     if kind in ("end", "after"):
         turn = session.turn
@@ -906,7 +918,6 @@ def steer(params: Json, request_id: Any) -> Json:
         lines = both if kind == "end" else both[::-1]
         write("".join(json.dumps(line) + "\n" for line in lines).encode())
         return DEFERRED
-    session.save()
     return {"outcome": "injected"}
 
 
