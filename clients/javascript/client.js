@@ -13,7 +13,8 @@ import { Session } from './session.js';
 import { Watch } from './watch.js';
 
 export { ClawdforgeError, RunError, TurnError } from './errors.js';
-export { Files, Session } from './session.js';
+export { Files } from './files.js';
+export { Session } from './session.js';
 export { Turn, textOf } from './turn.js';
 export { Watch } from './watch.js';
 export { Wire, WireError } from './wire.js';

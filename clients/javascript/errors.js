@@ -1,3 +1,5 @@
+// The errors of the client. Each has a `code`, so that a program can react to it.
+
 /** A failure that the server reported, or one of the connection to it. */
 export class ClawdforgeError extends Error {
 	/**
@@ -66,4 +68,23 @@ export function errorOf(status, body, retryAfter, Kind = ClawdforgeError) {
 		status,
 		body: body ?? {}
 	});
+}
+
+const REFUSALS = {
+	4500: 'unauthorized',
+	4501: 'bad_request',
+	4502: 'unauthorized',
+	4503: 'unauthorized',
+	4504: 'rate_limited',
+	4505: 'not_found',
+	4507: 'not_supported'
+};
+
+/**
+ * The error of a socket that the server closed for good.
+ * @param {number} code the close code, from 4500 on
+ * @param {string} [reason]
+ */
+export function closeError(code, reason) {
+	return new ClawdforgeError(REFUSALS[code] ?? 'forbidden', reason || `Closed with ${code}.`);
 }

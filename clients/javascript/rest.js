@@ -1,3 +1,5 @@
+// REST calls: errors, repeats, and streams of server-sent events.
+
 import { ClawdforgeError, errorOf } from './errors.js';
 import { backoff } from './wire.js';
 

@@ -1,4 +1,7 @@
-import { ClawdforgeError, TurnError } from './errors.js';
+// A session: its turns, its log, and the answers to the requests of its agent.
+
+import { ClawdforgeError, closeError, TurnError } from './errors.js';
+import { Files } from './files.js';
 import { Feed, Turn } from './turn.js';
 import { Wire } from './wire.js';
 
@@ -12,7 +15,7 @@ export class Session {
 	#handlers;
 	#wire = null;
 	#feeds = new Set();
-	#asked = new Map(); // request_id -> how often its handler was asked
+	#asked = new Map(); // request_id -> {kind, pending, times}: requests that the handlers were given
 	#permission = null;
 	#lingering;
 
@@ -407,62 +410,11 @@ const positionUnknown = () =>
 
 // Null for the end of a closed session's log.
 function stoppedError({ code, reason }) {
-	if (code === 4508) return null;
-	const codes = { 4501: 'bad_request', 4504: 'rate_limited', 4505: 'not_found', 4507: 'not_supported' };
-	return new ClawdforgeError(codes[code] ?? 'unauthorized', reason || `Closed with ${code}.`);
+	return code === 4508 ? null : closeError(code, reason);
 }
 
 /** @param {Response} response */
 const textOfBody = response => response.text();
-/** @param {Response} response */
-const blobOfBody = response => response.blob();
-
-/** The files of a session's folder. Paths are relative to it. */
-export class Files {
-	#rest;
-	#path;
-
-	/**
-	 * @param {import('./rest.js').Rest} rest
-	 * @param {string} path
-	 */
-	constructor(rest, path) {
-		this.#rest = rest;
-		this.#path = path;
-	}
-
-	#file = path => `${this.#path}/files/${path.split('/').map(encodeURIComponent).join('/')}`;
-
-	/**
-	 * `[{path, type, size, modified_at}]`
-	 * @param {{path?: string, depth?: number}} [options]
-	 */
-	list = async ({ path, depth = 1 } = {}) =>
-		(await this.#rest.call('GET', `${this.#path}/files`, undefined, { params: { path, depth } })).entries;
-	/** @returns {Promise<Blob>} */
-	read = path => this.#rest.raw('GET', this.#file(path), undefined, { read: blobOfBody });
-	/** @returns {Promise<string>} */
-	readText = path => this.#rest.raw('GET', this.#file(path), undefined, { read: textOfBody });
-	write = (path, content) => this.#rest.call('PUT', this.#file(path), content);
-	/** The folder as a zip. @returns {Promise<Blob>} */
-	archive = path => this.#rest.raw('GET', `${this.#path}/archive`, undefined, { params: { path }, read: blobOfBody });
-	/** `[{path, status, additions, deletions}]` */
-	changes = async sinceTurn =>
-		(await this.#rest.call('GET', `${this.#path}/changes`, undefined, { params: { since_turn: sinceTurn } })).files;
-	/** The changes of a file or folder as a unified diff; of everything by default. @returns {Promise<string>} */
-	diff = (path = '', sinceTurn = null) =>
-		this.#rest.raw('GET', `${this.#path}/changes`, undefined, {
-			params: { path, since_turn: sinceTurn },
-			read: textOfBody
-		});
-	/**
-	 * Restores the folder to its state before a turn, or to a snapshot.
-	 * @param {{turnIndex?: number, snapshotId?: string}} to
-	 */
-	undo = ({ turnIndex, snapshotId }) =>
-		this.#rest.call('POST', `${this.#path}/undo`, { turn_index: turnIndex, snapshot_id: snapshotId });
-	snapshots = async () => (await this.#rest.call('GET', `${this.#path}/snapshots`)).snapshots;
-}
 
 /**
  * @typedef {object} Handlers

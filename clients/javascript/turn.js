@@ -1,3 +1,5 @@
+// One prompt and what the agent does with it.
+
 import { ClawdforgeError, TurnError } from './errors.js';
 
 /**

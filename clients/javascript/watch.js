@@ -1,4 +1,6 @@
-import { ClawdforgeError } from './errors.js';
+// The socket for many sessions: the app's list, and the logs of any number of its sessions.
+
+import { ClawdforgeError, closeError } from './errors.js';
 import { afterClose, backoff } from './wire.js';
 
 const MAX_QUEUED = 5000; // events; beyond it the socket is closed until the reader has caught up
@@ -169,7 +171,7 @@ export class Watch {
 		if (this.#isLive) this.#lostAt = Date.now();
 		this.#leave();
 		const why = reason || `closed with ${code}`;
-		if (afterClose(code) === 'stop') this.#fail(new ClawdforgeError(REFUSALS[code] ?? 'forbidden', why));
+		if (afterClose(code) === 'stop') this.#fail(closeError(code, why));
 		else if (Date.now() - this.#lostAt > this.#options.giveUpSecs * 1000)
 			this.#fail(new ClawdforgeError('connection_lost', `${this.#options.url}: ${why}`, { retryable: true }));
 		else {
@@ -265,15 +267,6 @@ export class Watch {
 		if (call) this.#timers[name] = setTimeout(call, ms);
 	}
 }
-
-const REFUSALS = {
-	4500: 'unauthorized',
-	4501: 'bad_request',
-	4502: 'unauthorized',
-	4503: 'unauthorized',
-	4504: 'rate_limited',
-	4507: 'not_supported'
-};
 
 function randomId() {
 	return Array.from(crypto.getRandomValues(new Uint8Array(16)), byte => byte.toString(16).padStart(2, '0')).join('');

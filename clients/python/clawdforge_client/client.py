@@ -5,14 +5,14 @@ from __future__ import annotations
 import re
 from collections.abc import AsyncIterator, Sequence
 from pathlib import Path
-from types import TracebackType
-from typing import Any, Self, cast
+from typing import Any, cast
 from weakref import WeakSet
 
 import aiohttp
 
-from .attachment import Shared
+from .closeable import Closeable
 from .errors import RunError
+from .live_session import ClientState
 from .rest import Rest, without_none
 from .runs import BackgroundRun, RunStream, result_of, run_body
 from .session import Session
@@ -28,7 +28,7 @@ from .shapes import (
 from .watch import Watch
 
 
-class Clawdforge:
+class Clawdforge(Closeable):
     """A client of a clawdforge server, for one app.
 
     Use it as ``async with Clawdforge(url, token) as forge``, or call :meth:`close` at the end.
@@ -54,33 +54,22 @@ class Clawdforge:
         give_up_secs: float = 300,
         linger_secs: float = 30,
     ) -> None:
-        self._own = http is None
+        self._owns_http = http is None
         self._http = http or aiohttp.ClientSession(
             connector=aiohttp.TCPConnector(limit=0),
             timeout=aiohttp.ClientTimeout(total=None, sock_connect=15),
         )
         self._rest = Rest(self._http, url, token, retry_secs=retry_secs)
-        self._shared = Shared(self._rest, give_up_secs, linger_secs)
+        self._state = ClientState(self._rest, give_up_secs, linger_secs)
         self._watches: WeakSet[Watch] = WeakSet()
-
-    async def __aenter__(self) -> Self:
-        return self
-
-    async def __aexit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        traceback: TracebackType | None,
-    ) -> None:
-        await self.close()
 
     async def close(self) -> None:
         """Close all sockets. Readers end with an error of code ``closed``."""
-        for attachment in list(self._shared.attached):
-            await attachment.close()
+        for session in list(self._state.live_sessions):
+            await session.close()
         for watch in list(self._watches):
             await watch.close()
-        if self._own:
+        if self._owns_http:
             await self._http.close()
 
     # Sessions.
@@ -137,7 +126,7 @@ class Clawdforge:
         """A handle of an existing session. This makes no call."""
         if not re.fullmatch(r"[0-9A-Za-z-]+", session_id):
             raise ValueError(f"not a session id: {session_id!r}")
-        return Session(self._shared, session_id, Handlers(on_permission, on_question))
+        return Session(self._state, session_id, Handlers(on_permission, on_question))
 
     def watch(self, *, fields: Sequence[str] | None = None) -> Watch:
         """The app's list of sessions, and the logs of any number of them, over one socket.
@@ -145,7 +134,7 @@ class Clawdforge:
         Args:
             fields: of each state in the list; all by default.
         """
-        watch = Watch(self._rest, fields, self._shared.give_up_secs)
+        watch = Watch(self._rest, fields, self._state.give_up_secs)
         self._watches.add(watch)
         return watch
 

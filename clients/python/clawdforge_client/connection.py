@@ -6,39 +6,41 @@ import asyncio
 import json
 import logging
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from typing import Any, Protocol, cast
 
 import aiohttp
 
 from .errors import ClawdforgeError, ConnectionLostError, error_of
+from .frames import (
+    CONNECTION_LOST,
+    FIRST_FINAL_CODE,
+    FRAME_TOO_LARGE,
+    OPEN_SECS,
+    OVERLOADED,
+    SESSION_CLOSED,
+    SILENCE_SECS,
+    TOO_MANY_FRAMES,
+    TRANSIENT_CODES,
+    UNKNOWN_POSITION,
+    check_size,
+    close_error,
+    encoded_frame,
+    frame_error,
+)
 from .rest import Rest, backoff
 from .shapes import Entry, Json
 
 logger = logging.getLogger("clawdforge_client")
 
-MAX_FRAME_BYTES = 4 << 20
-"""The server refuses longer frames."""
-OPEN_SECS = 30
-SILENCE_SECS = 45
-"""The server sends a heartbeat every 20 seconds."""
 TAIL_SECS = 5
 """Time for the entries up to a heartbeat's head."""
 STABLE_SECS = 10
-TRANSIENT = {"rate_limited", "draining"}
-"""A prompt that is refused with one of these codes is sent again."""
-REFUSALS = {
-    4500: "unauthorized",
-    4501: "bad_request",
-    4502: "unauthorized",
-    4503: "unauthorized",
-    4504: "rate_limited",
-    4505: "not_found",
-    4507: "not_supported",
-}
+SLOW_ATTEMPT = 4
+"""The backoff after a close for overload begins with the pause of this attempt."""
 
 
-class Sending(Protocol):
+class PendingPrompt(Protocol):
     """A prompt that was not accepted yet."""
 
     frame: Json
@@ -73,7 +75,8 @@ class Connection:
         self._last: int | None = None
         self._ready: asyncio.Future[int] = asyncio.get_running_loop().create_future()
         self._ws: aiohttp.ClientWebSocketResponse | None = None
-        self._sendings: dict[str, tuple[Sending, int]] = {}
+        # By their ids, each with the number of times that it was sent.
+        self._prompts: dict[str, tuple[PendingPrompt, int]] = {}
         self._frames: list[Json] = []
         self._commands: dict[str, tuple[Json, asyncio.Future[None]]] = {}
         self._writing = asyncio.Lock()
@@ -93,15 +96,16 @@ class Connection:
         first = await asyncio.shield(self._ready)
         return first if self._last is None else self._last
 
-    def send_prompt(self, sending: Sending) -> None:
+    def send_prompt(self, prompt: PendingPrompt) -> None:
         """Send a prompt until it is accepted."""
-        text = json.dumps(sending.frame, ensure_ascii=False)
-        if len(text.encode()) > MAX_FRAME_BYTES:
-            sending.fail(ClawdforgeError("payload_too_large", "the prompt exceeds 4 MiB"))
+        try:
+            check_size(prompt.frame)
+        except ClawdforgeError as error:
+            prompt.fail(error)
             return
-        self._sendings[sending.frame["id"]] = sending, 0
+        self._prompts[prompt.frame["id"]] = prompt, 0
         if self._is_live:
-            self._send_pending(only=sending.frame["id"])
+            self._send_pending(only=prompt.frame["id"])
 
     def send(self, frame: Json) -> None:
         """Send a frame once, as soon as there is a connection."""
@@ -127,7 +131,7 @@ class Connection:
 
     async def close(self, failure: ClawdforgeError) -> None:
         """Close the socket. Prompts that were not accepted fail with *failure*."""
-        self._fail_sendings(failure)
+        self._fail_pending(failure)
         self._task.cancel()
         if self._resending is not None:
             self._resending.cancel()
@@ -155,7 +159,7 @@ class Connection:
                 else:
                     self._ready.set_exception(failure)
                     self._ready.exception()  # it need not be awaited
-            self._fail_sendings(failure or _closed())
+            self._fail_pending(failure or _closed())
             self._listener.ended(failure)
 
     async def _stay_connected(self) -> ClawdforgeError | None:
@@ -170,29 +174,29 @@ class Connection:
             except aiohttp.WSServerHandshakeError as error:
                 if error.status < 500 and error.status not in (408, 429):
                     raise error_of(error.status, None) from error
-                code, reason = 1006, f"status {error.status}"
+                code, reason = CONNECTION_LOST, f"status {error.status}"
                 self._retry_after = _retry_after(error)
             except (aiohttp.ClientError, TimeoutError, OSError) as error:
-                code, reason = 1006, str(error) or type(error).__name__
+                code, reason = CONNECTION_LOST, str(error) or type(error).__name__
             was_live, self._is_live, self._ws = self._is_live, False, None
-            if code == 4508:
+            if code == SESSION_CLOSED:
                 return None
-            if code >= 4500:
-                raise ClawdforgeError(REFUSALS.get(code, "forbidden"), f"{reason} ({code})")
-            if code == 4002:
+            if code >= FIRST_FINAL_CODE:
+                raise close_error(code, reason)
+            if code == UNKNOWN_POSITION:
                 # The log went back: delivered entries may differ from those in it now.
                 self._last = None
                 raise ClawdforgeError(
                     "position_unknown", "the server's log went back: read it again from its start"
                 )
-            if code == 1009:
+            if code == FRAME_TOO_LARGE:
                 self._fail_largest()
             if was_live:
                 lost_at = time.monotonic()
                 if lost_at - began > STABLE_SECS or self._last != last:
                     attempt = 0
-            if code in (1013, 4005):
-                attempt = max(attempt, 4)
+            if code in (OVERLOADED, TOO_MANY_FRAMES):
+                attempt = max(attempt, SLOW_ATTEMPT)
             if time.monotonic() - lost_at > self._give_up_secs:
                 raise ConnectionLostError(f"{self._rest.url}: {reason}")
             wait = backoff(attempt) + self._retry_after
@@ -219,12 +223,12 @@ class Connection:
             while True:
                 message = await ws.receive()
                 if message.type is not aiohttp.WSMsgType.TEXT:
-                    return ws.close_code or 1006, reason
+                    return ws.close_code or CONNECTION_LOST, reason
                 frame = json.loads(message.data)
                 kind = frame["type"]
                 if "seq" in frame:
                     if not self._receive(frame, len(message.data)):
-                        return 1006, "an entry is missing"
+                        return CONNECTION_LOST, "an entry is missing"
                 elif kind == "ready":
                     self._begin(frame)
                 elif kind == "accepted":
@@ -264,7 +268,7 @@ class Connection:
             if seq > self._last + 1:
                 return False
         # The turn of a prompt whose `accepted` was lost with a connection.
-        if entry["type"] in ("turn_start", "turn_steer") and entry.get("id") in self._sendings:
+        if entry["type"] in ("turn_start", "turn_steer") and entry.get("id") in self._prompts:
             self._accept(
                 {
                     "id": entry["id"],
@@ -284,10 +288,10 @@ class Connection:
         if ws is None or ws.closed:
             return
         frames, self._frames = self._frames, []
-        for key, (sending, times) in list(self._sendings.items()):
+        for key, (prompt, times) in list(self._prompts.items()):
             if only is None or key == only:
-                self._sendings[key] = sending, times + 1
-                frames.append(sending.frame)
+                self._prompts[key] = prompt, times + 1
+                frames.append(prompt.frame)
         for key, (frame, done) in self._commands.items():
             if not done.done() and (only is None or key == only):
                 frames += [frame, {"type": "ping", "id": key}]
@@ -298,18 +302,18 @@ class Connection:
         try:
             async with self._writing:  # in the order of the calls
                 for frame in frames:
-                    await ws.send_str(json.dumps(frame, ensure_ascii=False))
+                    await ws.send_str(encoded_frame(frame))
         except (aiohttp.ClientError, ConnectionError, RuntimeError):
             pass  # prompts are sent again on the next connection
 
     def _accept(self, frame: Mapping[str, Any]) -> None:
-        found = self._sendings.pop(frame.get("id") or "", None)
+        found = self._prompts.pop(frame.get("id") or "", None)
         if found is not None:
-            sending, times = found
-            sending.mark_accepted(frame, resent=times > 1)
+            prompt, times = found
+            prompt.mark_accepted(frame, resent=times > 1)
 
     def _confirm(self, frame: Json) -> None:
-        """A ping is answered after the frame before it was carried out."""
+        """Note that a command was carried out: the ping that followed it has its response."""
         if (command := self._commands.get(str(frame.get("id")))) and not command[1].done():
             command[1].set_result(None)
 
@@ -318,14 +322,14 @@ class Connection:
             if not command[1].done():
                 command[1].set_exception(frame_error(frame))
             return
-        found = self._sendings.get(frame.get("id") or "")
+        found = self._prompts.get(frame.get("id") or "")
         if found is None:
             self._listener.refused(frame)
-        elif frame["code"] in TRANSIENT:
+        elif frame["code"] in TRANSIENT_CODES:
             if self._resending is None or self._resending.done():
                 self._resending = asyncio.create_task(self._resend_later())
         else:
-            del self._sendings[frame["id"]]
+            del self._prompts[frame["id"]]
             found[0].fail(frame_error(frame))
 
     async def _resend_later(self) -> None:
@@ -334,16 +338,19 @@ class Connection:
             self._send_pending()
 
     def _fail_largest(self) -> None:
-        if not self._sendings:
+        """Fail the prompt whose size the server has refused: the close code does not name it."""
+        if not self._prompts:
             return
-        size: Callable[[str], int] = lambda key: len(json.dumps(self._sendings[key][0].frame))  # noqa: E731
-        sending, _ = self._sendings.pop(max(self._sendings, key=size))
-        sending.fail(ClawdforgeError("payload_too_large", "the server refused the prompt's size"))
+        sizes = {
+            key: len(encoded_frame(prompt.frame)) for key, (prompt, _) in self._prompts.items()
+        }
+        prompt, _ = self._prompts.pop(max(sizes, key=sizes.__getitem__))
+        prompt.fail(ClawdforgeError("payload_too_large", "the server refused the prompt's size"))
 
-    def _fail_sendings(self, failure: ClawdforgeError) -> None:
-        while self._sendings:
-            _, (sending, _) = self._sendings.popitem()
-            sending.fail(failure)
+    def _fail_pending(self, failure: ClawdforgeError) -> None:
+        while self._prompts:
+            _, (prompt, _) = self._prompts.popitem()
+            prompt.fail(failure)
         for _, done in self._commands.values():
             if not done.done():
                 done.set_exception(failure)
@@ -369,13 +376,3 @@ def _retry_after(error: aiohttp.WSServerHandshakeError) -> float:
 
 def _closed() -> ClawdforgeError:
     return ClawdforgeError("session_closed", "the session is closed")
-
-
-def frame_error(frame: Mapping[str, Any]) -> ClawdforgeError:
-    """The error that an ``error`` frame describes."""
-    return ClawdforgeError(
-        str(frame["code"]),
-        str(frame.get("message", "")),
-        retryable=bool(frame.get("retryable")),
-        body=frame,
-    )

@@ -6,9 +6,10 @@ import secrets
 from collections.abc import AsyncIterator, Sequence
 from typing import Any, cast
 
-from .attachment import Attachment, Shared
 from .errors import ClawdforgeError, TurnError
 from .files import Files
+from .frames import prompt_frame
+from .live_session import ClientState, LiveSession
 from .rest import without_none
 from .shapes import Entry, Handlers, Json, Prompt, State, TurnResult
 from .turn import Turn
@@ -24,15 +25,15 @@ class Session:
 
     def __init__(
         self,
-        shared: Shared,
+        client: ClientState,
         session_id: str,
         handlers: Handlers,
     ) -> None:
         self.id = session_id
-        self._rest = shared.rest
+        self._rest = client.rest
         self._path = f"/sessions/{session_id}"
-        self._attachment = Attachment(shared, session_id, handlers)
-        self.files = Files(shared.rest, self._path)
+        self._live = LiveSession(client, session_id, handlers)
+        self.files = Files(client.rest, self._path)
 
     def __repr__(self) -> str:
         return f"Session({self.id!r})"
@@ -55,25 +56,15 @@ class Session:
             files: tokens of ``Clawdforge.upload``.
             steer: add the prompt to the running turn, if the agent accepts it there.
         """
-        frame: Json = {
-            "type": "prompt",
-            "id": id or secrets.token_hex(16),
-            "prompt": prompt if isinstance(prompt, str) else list(prompt),
-        }
-        if files:
-            frame["files"] = list(files)
-        if steer:
-            frame["steer"] = True
-        attachment = self._attachment
-        feed = attachment.open_feed(attachment.last)
+        feed = self._live.open_feed(self._live.last)
         turn = Turn(
-            frame,
+            prompt_frame(prompt, prompt_id=id, files=files, steer=steer),
             feed,
             has_own_id=id is not None,
             cancel=self._cancel_turn,
-            done=attachment.remove_turn,
+            done=self._live.remove_turn,
         )
-        attachment.add_turn(turn, feed)
+        self._live.add_turn(turn, feed)
         return turn
 
     async def ask(self, prompt: Prompt, *, retries: int = 0, **options: Any) -> TurnResult:
@@ -100,7 +91,7 @@ class Session:
     async def _cancel_turn(self, turn_index: int) -> bool:
         frame = {"type": "cancel", "id": secrets.token_hex(8), "turn_index": turn_index}
         try:
-            await self._attachment.connection().command(frame)
+            await self._live.connection().command(frame)
         except ClawdforgeError as error:
             if error.code in ("not_found", "session_closed"):
                 return False
@@ -130,15 +121,14 @@ class Session:
         Args:
             after: 0 for the whole log, None for what happens from now on.
         """
-        attachment = self._attachment
         if after is None:
-            after = await attachment.ready()
-        feed = attachment.open_feed(after)
+            after = await self._live.ready()
+        feed = self._live.open_feed(after)
         try:
             while (entry := await feed.next()) is not None:
                 yield entry
         finally:
-            attachment.close_feed(feed)
+            self._live.close_feed(feed)
 
     async def log(self, after: int = 0, limit: int | None = None) -> list[Entry]:
         """The entries that are in the log now."""
@@ -159,21 +149,21 @@ class Session:
 
     def set_mode(self, mode: str) -> None:
         """Set the agent's mode before the next prompt. If that fails, the prompt's turn fails."""
-        self._attachment.connection().send({"type": "set_mode", "mode": mode})
+        self._live.connection().send({"type": "set_mode", "mode": mode})
 
     def set_model(self, model: str) -> None:
         """Set the agent's model before the next prompt. If that fails, the prompt's turn fails."""
-        self._attachment.connection().send({"type": "set_model", "model": model})
+        self._live.connection().send({"type": "set_model", "model": model})
 
     def set_config_option(self, key: str, value: str | bool) -> None:
         """Set an option of the agent before the next prompt."""
         frame = {"type": "set_config_option", "key": key, "value": value}
-        self._attachment.connection().send(frame)
+        self._live.connection().send(frame)
 
     async def update(self, **fields: Any) -> State:
         """Change ``meta``, ``permission``, ``elicitation``, ``ttl_secs`` and so on."""
         state = await self._rest.call("PATCH", self._path, fields)
-        self._attachment.permission = state.get("permission", self._attachment.permission)
+        self._live.permission = state.get("permission", self._live.permission)
         return cast(State, state)
 
     # Requests of the agent, for programs that do not use handlers.
@@ -211,7 +201,7 @@ class Session:
 
     async def detach(self) -> None:
         """Close this handle's socket. The session, its turns and its agent continue."""
-        await self._attachment.close()
+        await self._live.close()
 
     async def reopen(self) -> State:
         """Open a closed session again."""
@@ -221,8 +211,7 @@ class Session:
         """A new session that continues from the end of a turn, by default of the last one."""
         body = without_none({"turn_index": turn_index}) | options
         state = await self._rest.call("POST", f"{self._path}/fork", body)
-        attachment = self._attachment
-        return Session(attachment.shared, state["session_id"], attachment.handlers)
+        return Session(self._live.client, state["session_id"], self._live.handlers)
 
     async def export(self, format: str = "ndjson") -> bytes:  # noqa: A002 - the protocol's name
         """The session as ``ndjson``, ``markdown`` or ``html``."""

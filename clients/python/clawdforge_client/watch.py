@@ -5,26 +5,29 @@ from __future__ import annotations
 import asyncio
 import json
 import logging
-import secrets
 import time
 from collections import deque
 from collections.abc import AsyncGenerator, Sequence
 from contextlib import aclosing, suppress
 from dataclasses import dataclass
-from types import TracebackType
 from typing import Any, Literal, Self, cast
 
 import aiohttp
 
-from .connection import (
-    MAX_FRAME_BYTES,
-    OPEN_SECS,
-    REFUSALS,
-    SILENCE_SECS,
-    TRANSIENT,
-    frame_error,
-)
+from .closeable import Closeable
 from .errors import ClawdforgeError, ConnectionLostError, error_of
+from .frames import (
+    CONNECTION_LOST,
+    FIRST_FINAL_CODE,
+    OPEN_SECS,
+    SILENCE_SECS,
+    TRANSIENT_CODES,
+    check_size,
+    close_error,
+    encoded_frame,
+    frame_error,
+    prompt_frame,
+)
 from .rest import Rest, backoff
 from .shapes import Entry, Json, Prompt, State
 
@@ -58,7 +61,7 @@ class WatchEvent:
     error: ClawdforgeError | None = None
 
 
-class Watch:
+class Watch(Closeable):
     """The app's sessions over one socket: ``async for event in watch``. Use it in ``async with``.
 
     Each entry of a subscribed session arrives exactly once and in order, over lost connections and
@@ -83,17 +86,6 @@ class Watch:
         self._closed = asyncio.Event()
         self._retry_after = 0.0
         self._resend_at: float | None = None
-
-    async def __aenter__(self) -> Self:
-        return self
-
-    async def __aexit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        traceback: TracebackType | None,
-    ) -> None:
-        await self.close()
 
     async def close(self) -> None:
         """Close the socket. The iteration ends; sessions and turns go on."""
@@ -132,18 +124,9 @@ class Watch:
         steer: bool = False,
     ) -> str:
         """Send a prompt until the server has stored it. It never runs twice. Returns its id."""
-        frame: Json = {
-            "type": "prompt",
-            "session_id": session_id,
-            "id": id or secrets.token_hex(16),
-            "prompt": prompt if isinstance(prompt, str) else list(prompt),
-        }
-        if files:
-            frame["files"] = list(files)
-        if steer:
-            frame["steer"] = True
-        if len(json.dumps(frame, ensure_ascii=False).encode()) > MAX_FRAME_BYTES:
-            raise ClawdforgeError("payload_too_large", "the prompt exceeds 4 MiB")
+        frame = prompt_frame(prompt, prompt_id=id, files=files, steer=steer)
+        frame["session_id"] = session_id
+        check_size(frame)
         self._prompts[frame["id"]] = frame
         await self._write(frame)
         return str(frame["id"])
@@ -168,7 +151,7 @@ class Watch:
             return False
         try:
             async with self._writing:
-                await ws.send_str(json.dumps(frame, ensure_ascii=False))
+                await ws.send_str(encoded_frame(frame))
         except (aiohttp.ClientError, ConnectionError, RuntimeError):
             return False  # subscriptions and prompts are sent again on the next connection
         return True
@@ -233,7 +216,7 @@ class Watch:
         async with ws:
             while True:
                 try:
-                    async with asyncio.timeout(self._patience()):
+                    async with asyncio.timeout(self._read_timeout()):
                         message = await ws.receive()
                 except TimeoutError:
                     if self._resend_at is None:
@@ -241,11 +224,9 @@ class Watch:
                     await self._resend()
                     continue
                 if message.type is not aiohttp.WSMsgType.TEXT:
-                    code = ws.close_code or 1006
-                    if code >= 4500 and not self._closed.is_set():
-                        raise ClawdforgeError(
-                            REFUSALS.get(code, "forbidden"), f"the server closed with {code}"
-                        )
+                    code = ws.close_code or CONNECTION_LOST
+                    if code >= FIRST_FINAL_CODE and not self._closed.is_set():
+                        raise close_error(code, "the server closed the socket")
                     return
                 frame = json.loads(message.data)
                 if frame["type"] == "ready" and "sessions" in frame:
@@ -259,7 +240,8 @@ class Watch:
                 while self._events:
                     yield self._events.popleft()
 
-    def _patience(self) -> float:
+    def _read_timeout(self) -> float:
+        """Seconds to wait for a frame: until the next prompt is resent, or the server is silent."""
         left = SILENCE_SECS if self._resend_at is None else self._resend_at - time.monotonic()
         return max(0.0, left)
 
@@ -324,7 +306,7 @@ class Watch:
         prompt_id = frame.get("id")
         error = frame_error(frame)
         if prompt_id in self._prompts:
-            if error.code in TRANSIENT:
+            if error.code in TRANSIENT_CODES:
                 self._resend_at = time.monotonic() + 1 + backoff(2)
                 return
             del self._prompts[prompt_id]

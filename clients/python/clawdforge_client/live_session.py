@@ -1,4 +1,4 @@
-"""The open part of a session's handle: its connection, its readers, and its answers."""
+"""A session in use: its connection, its readers, and the answers to the agent's requests."""
 
 from __future__ import annotations
 
@@ -8,9 +8,10 @@ from collections.abc import Coroutine
 from dataclasses import dataclass, field
 from typing import Any
 
-from .connection import Connection, frame_error
+from .connection import Connection
 from .errors import ClawdforgeError
 from .feed import Feed
+from .frames import frame_error
 from .rest import Rest, segment
 from .shapes import Entry, Handlers, Json, PermissionRequest, Question
 from .turn import Turn
@@ -24,22 +25,31 @@ MAX_ANSWERS = 3
 
 
 @dataclass(slots=True)
-class Shared:
-    """The state that the sessions of a client share."""
+class ClientState:
+    """The state of a client, which its sessions share.
+
+    Attributes:
+        live_sessions: those that have a connection.
+    """
 
     rest: Rest
     give_up_secs: float
     linger_secs: float
-    attached: set[Attachment] = field(default_factory=set)
-    """The attachments that have a connection."""
+    live_sessions: set[LiveSession] = field(default_factory=set)
 
 
-class Attachment:
-    """The open part of a session's handle."""
+class LiveSession:
+    """The connection of a session's handle, and everything that uses it.
 
-    def __init__(self, shared: Shared, session_id: str, handlers: Handlers) -> None:
-        self.shared = shared
-        self._rest = shared.rest
+    The connection is opened when it is needed, and closed after it has had no reader for a while.
+
+    Attributes:
+        permission: the session's policy; None until it is known.
+    """
+
+    def __init__(self, client: ClientState, session_id: str, handlers: Handlers) -> None:
+        self.client = client
+        self._rest = client.rest
         self._session_id = session_id
         self.handlers = handlers
         self._connection: Connection | None = None
@@ -49,7 +59,6 @@ class Attachment:
         self._lingering: asyncio.TimerHandle | None = None
         self._closing: set[asyncio.Task[None]] = set()
         self.permission: str | None = None
-        """The session's policy, as far as it is known."""
 
     # Readers.
 
@@ -60,9 +69,9 @@ class Attachment:
             self._lingering = None
         if self._connection is None:
             self._connection = Connection(
-                self._rest, self._session_id, self, give_up_secs=self.shared.give_up_secs
+                self._rest, self._session_id, self, give_up_secs=self.client.give_up_secs
             )
-            self.shared.attached.add(self)
+            self.client.live_sessions.add(self)
         return self._connection
 
     @property
@@ -82,7 +91,7 @@ class Attachment:
         self._feeds.discard(feed)
         if not self._feeds and not self.handlers and self._lingering is None:
             self._lingering = asyncio.get_running_loop().call_later(
-                self.shared.linger_secs, self._close_idle
+                self.client.linger_secs, self._close_idle
             )
 
     def add_turn(self, turn: Turn, feed: Feed) -> None:
@@ -104,7 +113,7 @@ class Attachment:
     async def close(self) -> None:
         """Close the connection. Readers end with an error."""
         connection, self._connection = self._connection, None
-        self.shared.attached.discard(self)
+        self.client.live_sessions.discard(self)
         if self._lingering is not None:
             self._lingering.cancel()
             self._lingering = None
@@ -149,7 +158,7 @@ class Attachment:
     def ended(self, failure: ClawdforgeError | None) -> None:
         """Handle the end of the connection: an error, or the end of the log of a closed session."""
         self._connection = None
-        self.shared.attached.discard(self)
+        self.client.live_sessions.discard(self)
         feeds, self._feeds = self._feeds, set()
         self._turns.clear()
         for feed in feeds:
