@@ -24,7 +24,8 @@ class AgentRequest(msgspec.Struct):
 
     Attributes:
         id: of the request to the editor.
-        name: the server's lasting name of it (session and id), or None.
+        name: the session and the session's id of the request, which are the same on every
+            connection; None if the server has not named it.
         server_id: its id on the current connection; None if the server has not repeated it.
         answer: the editor's response, without its id.
     """
@@ -68,7 +69,7 @@ class AgentRequests:
         known.server_id = message["id"]
         return None, known.response() if known.answer is not None else None
 
-    def answer(self, message: rpc.RpcMessage) -> bytes | None:
+    def handle_response(self, message: rpc.RpcMessage) -> bytes | None:
         """Handle a response of the editor. Returns the response for the server, if it waits."""
         request_id = message.get("id")
         answered = self._waiting.pop(request_id, None) if isinstance(request_id, int) else None

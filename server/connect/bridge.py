@@ -194,17 +194,17 @@ class Bridge:
             self._is_open.set()
 
 
-async def answer_with_failure(
-    error: ConnectError, editor_in: EditorInput, editor_out: EditorOutput, patience: float
+async def respond_with_failure(
+    error: ConnectError, editor_in: EditorInput, editor_out: EditorOutput, wait_secs: float
 ) -> None:
     """Respond to the editor's requests with a failure, until it has sent none for a moment.
 
     Args:
-        patience: seconds to wait for the first one.
+        wait_secs: seconds to wait for the first one.
     """
     with contextlib.suppress(TimeoutError):
         while True:
-            async with asyncio.timeout(patience):
+            async with asyncio.timeout(wait_secs):
                 if not await editor_in.wait():
                     return
             line = editor_in.take()
@@ -212,7 +212,7 @@ async def answer_with_failure(
             if message is not None and "method" in message and "id" in message:
                 failed = rpc.error_message(message["id"], error.rpc_code, error.message)
                 editor_out.write([failed])
-                patience = MORE_REQUESTS_SECS
+                wait_secs = MORE_REQUESTS_SECS
 
 
 async def drain_output(editor_out: EditorOutput) -> None:

@@ -67,7 +67,7 @@ async def _serve_editor(
     editor_out: EditorOutput,
 ) -> int:
     """Serve the editor until it ends; a failure is its response, and a line on stderr."""
-    from .bridge import FIRST_REQUEST_SECS, Bridge, answer_with_failure, drain_output, report
+    from .bridge import FIRST_REQUEST_SECS, Bridge, drain_output, report, respond_with_failure
 
     status = ExitStatus.ENDED
     try:
@@ -75,7 +75,7 @@ async def _serve_editor(
     except ConnectError as error:
         report(error.message)
         status = error.status
-        patience = 0.0 if sys.stdin.isatty() else FIRST_REQUEST_SECS
-        await answer_with_failure(error, editor_in, editor_out, patience)
+        wait_secs = 0.0 if sys.stdin.isatty() else FIRST_REQUEST_SECS
+        await respond_with_failure(error, editor_in, editor_out, wait_secs)
     await drain_output(editor_out)
     return status

@@ -60,7 +60,7 @@ class Relay:
         self._has_named_session = False
         self._initialize: dict[str, Any] | None = None
         self._sent = EditorRequests()
-        self._asked = AgentRequests()
+        self._agent_requests = AgentRequests()
         self._sessions: dict[str, OpenSession] = {}
         self._group: tuple[str, int, int] | None = None  # session, position, messages to come
         self._held: list[bytes] = []
@@ -76,7 +76,7 @@ class Relay:
         if message is None:
             self._refuse(None, rpc.PARSE_ERROR_CODE, "not a JSON object")
         elif "method" not in message:
-            if (response := self._asked.answer(message)) is not None:
+            if (response := self._agent_requests.handle_response(message)) is not None:
                 self.to_server.append(response)
         elif "id" not in message:
             self._receive_notification(message, line)
@@ -87,7 +87,7 @@ class Relay:
 
     def refuse_line(self, raw_id: bytes) -> None:
         """Respond to a message of the editor that is too long; *raw_id* is the JSON of its id."""
-        self.to_editor.append(rpc.raw_error(raw_id, rpc.TOO_LARGE_CODE, rpc.TOO_LARGE))
+        self.to_editor.append(rpc.raw_error(raw_id, rpc.INVALID_PARAMS_CODE, rpc.TOO_LARGE))
 
     def _refuse(self, request_id: Any, code: int, text: str) -> None:
         self.to_editor.append(rpc.error_message(request_id, code, text))
@@ -134,7 +134,7 @@ class Relay:
 
     def _send(self, sent: SentRequest) -> None:
         if len(sent.frame) > MAX_EDITOR_LINE_BYTES:
-            self._refuse(sent.id, rpc.TOO_LARGE_CODE, rpc.TOO_LARGE)
+            self._refuse(sent.id, rpc.INVALID_PARAMS_CODE, rpc.TOO_LARGE)
             return
         sent.connection = self._connection
         self.to_server.append(sent.frame)
@@ -157,7 +157,7 @@ class Relay:
         session = str(self._named_session)
         if self._has_named_session:
             text = f"this command serves the session {session} only, which is open already"
-            self._refuse(request_id, rpc.TOO_LARGE_CODE, text)
+            self._refuse(request_id, rpc.INVALID_PARAMS_CODE, text)
             return
         self._has_named_session = True
         opened = OpenSession.of(session, params, 0)
@@ -207,13 +207,13 @@ class Relay:
         if "method" not in message:
             self._deliver_response(message, frame)
         elif "id" in message:
-            for_editor, for_server = self._asked.receive(message)
+            for_editor, for_server = self._agent_requests.receive(message)
             if for_editor is not None:
                 self.to_editor.append(for_editor)
             if for_server is not None:
                 self.to_server.append(for_server)
         elif message["method"] == "$/cancel_request":
-            withdrawn = self._asked.withdraw(rpc.params_of(message).get("requestId"))
+            withdrawn = self._agent_requests.withdraw(rpc.params_of(message).get("requestId"))
             if withdrawn is not None:
                 self.to_editor.append(withdrawn)
         else:
@@ -270,7 +270,9 @@ class Relay:
             self.state = RelayState.OPEN
             return
         self.state = RelayState.REOPENING
-        self._reopening = Reopening(self._sessions, self._sent, self._asked, self._connection)
+        self._reopening = Reopening(
+            self._sessions, self._sent, self._agent_requests, self._connection
+        )
         for sent in self._sent:
             if sent.method == "initialize":
                 self._send(sent)
@@ -299,7 +301,7 @@ class Relay:
         self.to_server.clear()
         self._reopening = None
         self._group, self._held = None, []
-        self.to_editor += self._asked.disconnect()
+        self.to_editor += self._agent_requests.disconnect()
         for sent in self._sent:
             if sent.is_transient:
                 self._sent.take(sent.id)

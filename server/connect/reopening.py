@@ -10,7 +10,6 @@ from .agent_requests import AgentRequests
 from .editor_requests import OPENING, REPEATABLE, EditorRequests, OpenSession, SentRequest
 from .failure import INTERNAL_CODE
 
-INVALID_PARAMS_CODE = -32602
 LOST = "the connection to the server was lost before the response; what became of it is not known"
 
 
@@ -29,14 +28,14 @@ class Reopening:
         self,
         sessions: dict[str, OpenSession],
         sent: EditorRequests,
-        asked: AgentRequests,
+        agent_requests: AgentRequests,
         connection: int,
     ) -> None:
         self.has_failed = False
         self.errors: list[bytes] = []
         self._sessions = sessions
         self._sent = sent
-        self._asked = asked
+        self._agent_requests = agent_requests
         self._connection = connection
         self._is_initialized = False
         self._waiting: set[str] = set()
@@ -96,8 +95,10 @@ class Reopening:
             if session is not None:
                 session.note_position(message.get("result"))
             pending = extension.get("pendingRequests")
-            return self._asked.keep_only(session_id, pending) if pending is not None else []
-        if code == INVALID_PARAMS_CODE and session is not None and session.cursor is not None:
+            return (
+                self._agent_requests.keep_only(session_id, pending) if pending is not None else []
+            )
+        if code == rpc.INVALID_PARAMS_CODE and session is not None and session.cursor is not None:
             session.cursor = None  # the server's log went back: continue at its end
             self._reopen(session)
         elif code == rpc.NOT_FOUND_CODE:

@@ -9,7 +9,7 @@ from ..codec import dumps, parse_message
 
 PARSE_ERROR_CODE = -32700
 INVALID_REQUEST_CODE = -32600
-TOO_LARGE_CODE = -32602
+INVALID_PARAMS_CODE = -32602
 NOT_FOUND_CODE = -32002
 TOO_LARGE = "the message is larger than 4 MiB; the server accepts no more"
 UPDATE_START = b'{"jsonrpc":"2.0","method":"session/update",'
@@ -72,7 +72,7 @@ def as_one_line(message: bytes) -> bytes:
 
 
 def params_of(message: RpcMessage) -> dict[str, Any]:
-    """The parameters of a request or notification; empty if they are no object."""
+    """The parameters of a request or notification; empty if they are not an object."""
     params = message.get("params")
     return params if isinstance(params, dict) else {}
 
