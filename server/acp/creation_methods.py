@@ -5,43 +5,27 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Awaitable, Callable, Coroutine, Mapping
 from functools import partial
-from typing import Any, Literal
+from typing import Any
 
 import msgspec
 
-from ..auth.credential import Credential
 from ..errors import Error, ErrorCode
 from ..sessions.creation import SessionRequest
 from ..sessions.forking import inherited_request
-from ..sessions.options import NO_OPTIONS, SessionOptions, asking_options
+from ..sessions.options import SessionOptions, asking_options
 from ..sessions.registry import SessionRegistry
 from ..sessions.session import Session
 from . import jsonrpc, params
-from .params import NAMESPACE, UrlOptions, read_params
+from .client import AcpClient
+from .params import NAMESPACE, read_params
 from .requests import Requests
-from .session_options import ignored, merged_options, options_in, options_of
+from .session_options import (
+    ignored_params,
+    merged_options,
+    options_in_meta,
+    with_params,
+)
 from .subscription import SessionSubscription
-
-
-class AcpClient(msgspec.Struct):
-    """The client of one connection, as it has introduced itself.
-
-    Attributes:
-        options: of the URL and of ``initialize``; those in a later message take precedence.
-        only_session: the id of the only session that the client's ticket admits to, or None.
-        elicitation: the modes of ``elicitation/create`` that the client can show.
-        capabilities: others of the client that agents learn of.
-        session_options: of ``initialize``, for new sessions.
-        is_disconnected: the connection has ended; the client gets no more responses.
-    """
-
-    credential: Credential
-    options: UrlOptions
-    only_session: str | None
-    elicitation: tuple[str, ...] = ()
-    capabilities: tuple[Literal["plan", "subagents"], ...] = ()
-    session_options: SessionOptions = NO_OPTIONS
-    is_disconnected: bool = False
 
 
 class CreationMethods:
@@ -95,7 +79,7 @@ class CreationMethods:
     def _new_request(self, new: params.NewSessionParams, raw: Any) -> SessionRequest:
         options = new.session_options.with_defaults(self._client.options)
         permission = "ask" if self._sessions.backend.can_ask else "approve-all"
-        chosen = options_in(raw, self._client.session_options)
+        chosen = options_in_meta(raw, self._client.session_options)
         return SessionRequest(
             agent=options.agent,
             model=options.model,
@@ -104,7 +88,7 @@ class CreationMethods:
             config_options=options.agent_options or {},
             cwd=new.cwd if self._has_roots else None,
             client_cwd=new.cwd,
-            options=self._options_of(new, chosen),
+            options=self._complete_options(new, chosen),
         )
 
     def _fork_request(
@@ -113,7 +97,7 @@ class CreationMethods:
         """The request for a fork, which has the values of *source* by default."""
         chosen = fork.session_options
         inherited = inherited_request(source, chosen.agent)
-        options = merged_options(inherited.options, options_in(raw))
+        options = merged_options(inherited.options, options_in_meta(raw))
         is_elsewhere = fork.cwd not in (source.row.cwd, source.row.client_cwd)
         return msgspec.structs.replace(
             inherited,
@@ -123,7 +107,7 @@ class CreationMethods:
             config_options=chosen.agent_options or inherited.config_options,
             cwd=fork.cwd if self._has_roots and is_elsewhere else inherited.cwd,
             client_cwd=fork.cwd,
-            options=self._options_of(fork, options),
+            options=self._complete_options(fork, options),
         )
 
     @property
@@ -131,11 +115,11 @@ class CreationMethods:
         """Whether clients can choose folders; else every session has one of its own."""
         return bool(self._sessions.settings.workspace_roots)
 
-    def _options_of(
+    def _complete_options(
         self, wanted: params.NewSessionParams | params.ForkSessionParams, chosen: SessionOptions
     ) -> SessionOptions:
-        """The options of a new session; what the client can show follows its capabilities."""
-        options = options_of(self._sessions, wanted, chosen)
+        """Return *chosen* with the request's own parameters, and with what the client can show."""
+        options = with_params(chosen, wanted, self._sessions)
         shown = asking_options(self._client.elicitation)
         if self._client.capabilities:
             announced = list(self._client.capabilities)
@@ -152,7 +136,7 @@ class CreationMethods:
     ) -> None:
         creating = asyncio.create_task(create(), name=request.method)
         try:
-            session = await asyncio.shield(creating)  # if cancelled, it may still be stored
+            session = await asyncio.shield(creating)  # a cancelled call may have stored it
             await session.agent.wait_started()
         except BaseException:
             abandon = self._sessions.closing.spawn(self._abandon(creating), "abandoned session")
@@ -168,7 +152,7 @@ class CreationMethods:
             "model": row.model,
             "permission": row.permission,
             "cwd": row.cwd,
-            "ignored": ignored(self._sessions, wanted),
+            "ignored": ignored_params(wanted, self._sessions),
         }
         opened = subscription.opened()
         extension |= opened.pop("_meta", {}).get(NAMESPACE, {})

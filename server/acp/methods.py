@@ -16,8 +16,9 @@ from ..sessions.options import asking_options
 from ..sessions.registry import SessionRegistry
 from ..sessions.session import Session
 from ..sessions.turns import Turn
-from . import answers, jsonrpc, params, resumption
-from .creation_methods import AcpClient, CreationMethods
+from . import client_responses, jsonrpc, params, resumption
+from .client import AcpClient
+from .creation_methods import CreationMethods
 from .jsonrpc import JsonRpcError
 from .listing import decode_cursor, encode_cursor, session_item
 from .login_methods import LoginMethods
@@ -25,11 +26,7 @@ from .params import NAMESPACE, UrlOptions, read_params
 from .removal_methods import RemovalMethods
 from .requests import Requests
 from .scopes import SCOPE_OF_METHOD
-from .session_options import (
-    agent_capabilities,
-    change_options,
-    options_in,
-)
+from .session_options import agent_capabilities, change_options, options_in_meta
 from .setting_methods import SettingMethods
 from .steering_method import SteeringMethod
 from .subscription import SessionSubscription
@@ -80,7 +77,6 @@ class AcpMethods:
         self._name = name
         self._upgrade_id = upgrade_id
         self.client = AcpClient(credential, options, only_session)
-        self._only_session = only_session
         self._logins = LoginMethods(
             requests,
             logins,
@@ -137,7 +133,7 @@ class AcpMethods:
         """
         if "approve" not in self._credential.scopes:
             return
-        answers.handle_response(self._subscriptions, response, self._name)
+        client_responses.handle_response(self._subscriptions, response, self._name)
 
     # Initialization
 
@@ -153,7 +149,7 @@ class AcpMethods:
         self.client.options = initialize.session_options.with_defaults(self.client.options)
         self._subscriptions.have_positions = initialize.session_options.positions
         self._subscriptions.updates = UpdateFilter(initialize.client_capabilities)
-        self.client.session_options = options_in(request.params)
+        self.client.session_options = options_in_meta(request.params)
         agent = await self._sessions.agents.choose(self.client.options.agent)
         capabilities = await self._sessions.backend.capabilities(agent)
         self.is_initialized = True
@@ -190,7 +186,7 @@ class AcpMethods:
     async def _reopen(self, resume: params.LoadSessionParams, raw: Any) -> SessionSubscription:
         """The subscription to a session whose client may have had it on an earlier connection."""
         session = await self._session(resume.session_id)
-        if self._only_session is None:  # a ticket does not admit to the options
+        if self.client.only_session is None:  # a ticket permits no change of the options
             await change_options(self._sessions, session, resume, raw)
         await self._follow_elicitation(session)
         options = resume.session_options
@@ -225,8 +221,8 @@ class AcpMethods:
 
     async def _list(self, request: jsonrpc.Request) -> None:
         query = read_params(params.ListSessionsParams, request.params)
-        if self._only_session is not None:
-            rows = [(await self._session(self._only_session)).row]
+        if (only_session := self.client.only_session) is not None:
+            rows = [(await self._session(only_session)).row]
             rows = [row for row in rows if query.cwd in (None, row.cwd, row.client_cwd)]
         else:
             before = None if query.cursor is None else decode_cursor(query.cursor)
@@ -267,7 +263,7 @@ class AcpMethods:
         Raises:
             Error: ``not_found``.
         """
-        if self._only_session not in (None, session_id):
+        if self.client.only_session not in (None, session_id):
             raise not_found()
         return await self._sessions.get(session_id, self._credential.app_name)
 

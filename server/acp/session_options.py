@@ -17,7 +17,7 @@ from .jsonrpc import INVALID_PARAMS, JsonRpcError
 from .params import NAMESPACE, LoadSessionParams, NewSessionParams
 
 
-def options_in(params: Any, defaults: SessionOptions = NO_OPTIONS) -> SessionOptions:
+def options_in_meta(params: Any, defaults: SessionOptions = NO_OPTIONS) -> SessionOptions:
     """Return the options in the ``_meta.clawdforge`` of a message.
 
     The names are those of REST, or the same in camel case.
@@ -82,31 +82,33 @@ def agent_capabilities(
     }
 
 
-def ignored(sessions: SessionRegistry, new: NewSessionParams | LoadSessionParams) -> list[str]:
+def ignored_params(
+    params: NewSessionParams | LoadSessionParams, sessions: SessionRegistry
+) -> list[str]:
     """The parameters that the client has sent and the server does not support."""
-    if new.additional_directories and not supports_directories(sessions):
+    if params.additional_directories and not supports_directories(sessions):
         return ["additionalDirectories"]
     return []
 
 
-def options_of(
-    sessions: SessionRegistry, params: NewSessionParams | LoadSessionParams, options: SessionOptions
+def with_params(
+    options: SessionOptions, params: NewSessionParams | LoadSessionParams, sessions: SessionRegistry
 ) -> SessionOptions:
     """Return *options* with the MCP servers and directories in a request's own parameters."""
     servers, directories = params.mcp_servers, params.additional_directories
     if servers:
         options = msgspec.structs.replace(
-            options, mcp_servers=_with_others(servers, options.mcp_servers or ())
+            options, mcp_servers=_merged_servers(servers, options.mcp_servers or ())
         )
     if directories and supports_directories(sessions):
         options = msgspec.structs.replace(options, additional_directories=directories)
     return options
 
 
-def _with_others(
+def _merged_servers(
     servers: Sequence[McpServer], others: Sequence[McpServer | str]
 ) -> list[McpServer | str]:
-    """The servers of the client's own parameters, and the others that have other names."""
+    """The *servers* of the request, and those of *others* that have other names."""
     names = {server.name for server in servers}
     return [
         *servers,
@@ -131,7 +133,7 @@ async def change_options(
         Error: an option is invalid.
     """
     before = SessionOptions.decode(session.row.options)
-    options = merged_options(before, options_of(sessions, load, options_in(params)))
+    options = merged_options(before, with_params(options_in_meta(params), load, sessions))
     if options == before or session.is_closed:
         return
     check_options(options, sessions.settings)

@@ -13,7 +13,8 @@ from ..codec import dumps, parse_message
 from .update_filter import SESSION_MESSAGES
 
 MAX_KNOWN = 4096
-"""The newest subagents of a session that a client can cancel and is asked for by their own ids."""
+"""The number of a session's subagents that are known: only these can be cancelled by their ids,
+and only their requests name them."""
 _OWN_KINDS = ("subagent_update", *SESSION_MESSAGES)
 _MARKERS = tuple(b'"%b"' % kind.encode() for kind in _OWN_KINDS)
 _ID_FIELDS = "senderSessionId", "recipientSessionId"
@@ -44,7 +45,7 @@ class SubagentSessions:
             del self.ids[next(iter(self.ids))]
 
     def session_of(self, request: Mapping[str, Any]) -> str:
-        """The id of the session that the params of a request are of, as the client knows it."""
+        """The client's id of the session that sent a request with these params."""
         named = request.get("sessionId")
         return named if isinstance(named, str) and named in self.ids else self._session_id
 

@@ -95,7 +95,7 @@ class SessionSubscription:
     # Requests of the client
 
     def replay(self, request: jsonrpc.Request, *, after: int = 0) -> list[bytes]:
-        """Start again after a position; the response follows the newest entry of now.
+        """Send the entries after a position again; the response follows the newest one at present.
 
         Returns:
             Messages to send at once.
@@ -164,9 +164,11 @@ class SessionSubscription:
         return rest if rest and rest[0].first == self.cursor + 1 else []
 
     def render(self, batches: Sequence[Batch], budget: int) -> list[bytes]:
-        """The messages for the entries of batches, up to *budget* bytes; moves the cursor.
+        """Render the entries of *batches*, up to *budget* bytes, and move the cursor.
 
-        A client that has positions gets one more message, which precedes the others.
+        Returns:
+            The messages. If the client has positions, the first one is the group's ``entries``
+            notification (``resumption.py``).
         """
         rendered: list[bytes] = []
         size = 0
@@ -178,7 +180,7 @@ class SessionSubscription:
                 if size >= budget:
                     break
             if size >= budget:
-                # To read them again from the database would take longer with each round.
+                # Not read again: that would take longer with each round.
                 rest = [batch.after(self.cursor)] if self.cursor < batch.last else []
                 self._unrendered = [*rest, *batches[number + 1 :]]
                 break
@@ -322,7 +324,7 @@ class SessionSubscription:
 
 
 def _cancel_request(requests: dict[str, int], pending_id: str) -> list[bytes]:
-    """The cancellation of a request to the client that has its outcome; none if it has no such."""
+    """The cancellation of a request to the client; none if the client did not get the request."""
     request_id = requests.pop(pending_id, None)
     if request_id is None:
         return []

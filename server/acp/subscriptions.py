@@ -25,6 +25,7 @@ class Subscriptions:
 
     Attributes:
         have_positions: the client continues at positions of the log (``resumption.py``).
+        updates: withholds the updates that the client does not understand.
     """
 
     def __init__(
@@ -50,7 +51,7 @@ class Subscriptions:
 
     @property
     def lag(self) -> int:
-        """Entries of one session that have not been sent to the client; the largest such number."""
+        """The largest number of entries of one session that the client has not been sent yet."""
         return max((one.session.log.head - one.cursor for one in self), default=0)
 
     @property
