@@ -35,6 +35,7 @@ from server.agents.base import AgentObserver, AgentSpec
 from server.agents.catalog import find_node
 from server.agents.host.backend import HostBackend
 from server.agents.output_limits import MessageLimits
+from server.agents.subagents import Subagent
 from server.config import AgentCommand
 from server.data_dir import DataDir
 
@@ -324,7 +325,7 @@ class _Recorder(AgentObserver):
         self.lines: list[bytes] = []
         self.first = 0.0
 
-    def notification_received(self, message: bytes) -> None:
+    def notification_received(self, message: bytes, subagent: Subagent | None = None) -> None:
         if not self.lines:
             self.first = time.perf_counter()
         self.lines.append(message)
