@@ -48,7 +48,7 @@ class Gateways:
     ) -> None:
         self.sandbox = sandbox
         self.environ = environ
-        self.agent_environ = sandbox.given.passed_on if sandbox.is_on else agent_environ
+        self.agent_environ = sandbox.program_environ.passed_on if sandbox.is_on else agent_environ
         self.key_proxy: KeyProxy | None = None
         self.domain_proxy: DomainProxy | None = None
         self._supervisor = supervisor
@@ -63,7 +63,7 @@ class Gateways:
             domains = AllowedDomains(settings.sandbox_domains)
             self.domain_proxy = DomainProxy(domains, session_keys.find_key)
         if self.key_proxy is not None or self.domain_proxy is not None:
-            sandbox.given.replace_keys = session_keys.replace
+            sandbox.program_environ.replace_keys = session_keys.replace
 
     @classmethod
     async def open(

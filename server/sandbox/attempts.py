@@ -139,7 +139,7 @@ def trace_process(targets: Targets) -> None:
 
 @attempt
 def signal_process(targets: Targets) -> None:
-    # A process namespace has other processes under the same numbers.
+    # In a process namespace, another process may have this pid.
     assert targets["marker"].encode() in read_all(f"/proc/{targets['pid']}/cmdline")
     os.kill(targets["pid"], 0 if targets.get("is_gentle") else signal.SIGTERM)
 
@@ -174,7 +174,7 @@ def share_memory(targets: Targets) -> None:
 
 
 def other_processes() -> list[int]:
-    """The processes outside of this sandbox that `/proc` shows: those of other sessions of Unix."""
+    """The processes outside of this sandbox that `/proc` shows: those with another Unix session."""
     found = []
     for name in os.listdir("/proc"):
         try:

@@ -48,10 +48,10 @@ class StricterSandboxes:
 
     Args:
         base: the sandbox of the server.
-        environ: the environment in which bubblewrap is searched.
+        environ: its PATH is searched for bubblewrap.
 
     Attributes:
-        environ: *environ*.
+        environ: the same.
         demand_of: returns the demand for an app; None if there is none.
     """
 

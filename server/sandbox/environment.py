@@ -16,8 +16,8 @@ CARRIED = frozenset(
 """Variables whose paths in the operator's home are not replaced: agents may read them there."""
 
 
-class GivenEnvironment:
-    """The part of the server's environment that agents get.
+class ProgramEnvironment:
+    """The part of the server's environment that sandboxed programs get.
 
     Attributes:
         environ: the variables, with the keys of the operator.

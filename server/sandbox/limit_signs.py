@@ -1,8 +1,8 @@
 """Signs that a limit of a sandbox has taken effect: what its processes use, and what they wrote.
 
-The kernel reports nothing when it refuses memory or a new process, so the server looks at the
-processes of each session from time to time. A refusal that lasts for a moment leaves no sign but
-the words of the program that it concerned.
+The kernel reports nothing when it refuses memory or a new process, so the server measures the
+processes of each session from time to time. The only sign of a short refusal is the message of the
+program whose request was refused.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ from .policy import SandboxLimits
 
 LimitKind = Literal["processes", "memory", "file"]
 NEAR = 0.95
-"""A limit counts as reached from this part of it on: between two looks a program ends."""
+"""The part of a limit at which it counts as reached: a program may end between two measurements."""
 
 _MEMORY_WORDS = (
     "cannot allocate memory|enomem|memoryerror|heap out of memory|bad_alloc|out of memory"
@@ -57,7 +57,7 @@ def use_by_session(variable: str, at_least: float = 0) -> tuple[dict[str, Proces
 
     Args:
         variable: of the environment, whose value begins with the key of a session.
-        at_least: the number of threads of all processes below which no session is looked at.
+        at_least: the sessions are not measured if all processes have fewer threads than this.
 
     Returns:
         The use of each session by its key, and the threads of all processes of this user.

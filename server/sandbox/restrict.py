@@ -1,7 +1,7 @@
 """Restricts a process and turns it into the program of an agent. Needs only the standard library.
 
 The launchers (``launch.py``, ``spawn.py`` and this module itself) call :func:`enter` as their last
-step. The server makes the plan (:mod:`server.sandbox.plans`); it is a JSON object:
+step. The server makes the plan (:meth:`server.sandbox.sandbox.Sandbox.plan`); it is a JSON object:
 
 ``level``       ``bwrap``, ``landlock`` or ``off``
 ``cwd``         ``[top, path below it]``, opened without following links
@@ -20,8 +20,8 @@ step. The server makes the plan (:mod:`server.sandbox.plans`); it is a JSON obje
 ``tcp_ports``   the only TCP ports that the program may connect to; null for all
 ``limits``      ``processes`` of the session (``bwrap``), ``memory_bytes`` of a process and
                 ``file_bytes``; ``all_processes`` of the user; 0 for none
-``tunnel``        ``{socket, secret, ports}``: see ``network.py``; null without a network of its own
-``python``      runs ``network.py``
+``tunnel``      ``{socket, secret, ports}``: see ``network.py``; null without a network of its own
+``python``      the Python that runs ``network.py``
 
 Run as a program (``python -I -S restrict.py PLAN ARGV…``) it reads the plan from a file, removes
 all ``CLAWDFORGE_`` variables and becomes ARGV.

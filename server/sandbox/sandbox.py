@@ -14,7 +14,7 @@ from .. import COMMAND
 from ..data_dir import DataDir
 from . import paths, program_files, restrict
 from .demands import StricterSandboxes
-from .environment import GivenEnvironment
+from .environment import ProgramEnvironment
 from .homes import SandboxFolders
 from .levels import BWRAP_OPTIONS, Level, Mechanism
 from .network_access import GatewayAddresses, NetworkAccess
@@ -41,7 +41,7 @@ class Sandbox:
 
     Attributes:
         environ: the environment of the agents, with the keys of the operator.
-        given: what programs get of it.
+        program_environ: the part of it that programs get.
         network: what programs may connect to.
         folders: the homes, temporary folders and files of the sessions.
         policy: what the operator permits.
@@ -64,8 +64,8 @@ class Sandbox:
         self.policy = policy or SandboxPolicy()
         self.environ = environ
         self.network = NetworkAccess(self.policy.network, mechanism.level, GatewayAddresses())
-        self.given = GivenEnvironment(environ, withheld)
-        self.user_home = self.given.user_home
+        self.program_environ = ProgramEnvironment(environ, withheld)
+        self.user_home = self.program_environ.user_home
         data = [data_dir.path, data_dir.own_folder()]
         data = list(dict.fromkeys([*data, *(Path(os.path.realpath(path)) for path in data)]))
         self._data = data
@@ -193,14 +193,15 @@ class Sandbox:
             raise FolderError(self.failure)
         cwd = self.locate(spec)
         directories = [self._locate(spec, folder) for folder in spec.directories]
-        given = self.given
-        replaced = given.replace(spec, environ)
+        program_environ = self.program_environ
+        replaced = program_environ.replace(spec, environ)
         if not self.is_on:
-            variables = given.without_keys(environ, replaced, has_home=False)
+            variables = program_environ.without_keys(environ, replaced, has_home=False)
             return {"level": "off", "cwd": cwd, **variables}
         folders = self.folders
         folders.create(spec.key)
-        given.fill_home(spec, self._data_dir.split(folders.home(spec.key)), environ, replaced)
+        home = self._data_dir.split(folders.home(spec.key))
+        program_environ.fill_home(spec, home, environ, replaced)
         writable = (folders.home(spec.key), folders.tmp(spec.key))
         top = str(self._data_dir.path)
         own = [
@@ -219,7 +220,7 @@ class Sandbox:
             "private": [str(path) for path in self._hidden],
             "hidden": self._masks if self.level == "bwrap" else [],
             "devices": paths.DEVICES,
-            **given.without_keys(
+            **program_environ.without_keys(
                 {**_own_variables(self, spec), **environ}, replaced, has_home=True
             ),
             "seccomp": self._seccomp,
@@ -276,7 +277,7 @@ class Sandbox:
         else:
             system = cover = [paths.PROCESSES, *paths.system_paths(self._protected)]
             listed = [part for path in listed for part in paths.parts_without(path, self._hidden)]
-        environ = self.given.passed_on
+        environ = self.program_environ.passed_on
         programs = paths.installed_programs(environ, self._hidden, self.user_home)
         for argv in self.policy.programs:
             own = program_files.program_paths(argv, self.environ.get("PATH"))
@@ -326,4 +327,4 @@ class Sandbox:
 def _own_variables(sandbox: Sandbox, spec: SandboxSpec) -> dict[str, str]:
     folders = sandbox.folders
     tmp = "/tmp" if sandbox.level == "bwrap" else str(folders.tmp(spec.key))  # noqa: S108
-    return sandbox.given.own_variables(str(folders.home(spec.key)), tmp)
+    return sandbox.program_environ.own_variables(str(folders.home(spec.key)), tmp)
