@@ -14,7 +14,7 @@ import msgspec
 
 from ..validation import OptionValue
 from .agent_settings import AgentSettings, is_shortened
-from .base import AgentObserver, AgentSpec, Wanted
+from .base import WantedSettings
 
 SET_MODE = "session/set_mode"
 SET_MODEL = "session/set_model"
@@ -53,7 +53,7 @@ class Step(msgspec.Struct, frozen=True):
 
 
 def steps(
-    wanted: Wanted,
+    wanted: WantedSettings,
     reported: AgentSettings,
     former: AgentSettings,
     synonyms: Mapping[tuple[str, OptionValue], OptionValue] = MappingProxyType({}),
@@ -78,7 +78,7 @@ def steps(
     return found
 
 
-def _ordered(wanted: Wanted, reported: AgentSettings) -> Iterator[tuple[str, OptionValue]]:
+def _ordered(wanted: WantedSettings, reported: AgentSettings) -> Iterator[tuple[str, OptionValue]]:
     if wanted.model is not None:
         yield "model", wanted.model
     options = [(setting_of(reported, key), value) for key, value in wanted.config_options.items()]
@@ -375,25 +375,3 @@ def _with_value(options: Any, key: Any, value: Any) -> Any:
         {**one, "currentValue": value} if isinstance(one, dict) and one.get("id") == key else one
         for one in options
     ]
-
-
-def is_command(reported: AgentSettings, blocks: Any) -> bool:
-    """Whether a prompt is one of the agent's commands, which must not get a preface."""
-    first = blocks[0] if isinstance(blocks, list) and blocks else None
-    text = first.get("text") if isinstance(first, dict) else None
-    if not isinstance(text, str) or not text.startswith("/"):
-        return False
-    name = text[1:].partition("\n")[0].partition(" ")[0]
-    offered = reported.commands if isinstance(reported.commands, list) else []
-    return any(isinstance(one, dict) and one.get("name") == name for one in offered)
-
-
-def preface_of(
-    blocks: Any, spec: AgentSpec, reported: AgentSettings, observer: AgentObserver
-) -> str | None:
-    """Return the preface to put in front of a prompt, in a conversation that has none yet.
-
-    A command gets none; the observer then notes that the conversation still needs it.
-    """
-    observer.owes_preface = spec.preface is not None and is_command(reported, blocks)
-    return None if observer.owes_preface else spec.preface

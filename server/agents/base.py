@@ -85,14 +85,15 @@ class AgentSpec(msgspec.Struct, frozen=True, kw_only=True):
 
     @property
     def client_environ(self) -> Mapping[str, str]:
-        return self.parameters.environ  # of the session
+        """The variables that the session's client chose."""
+        return self.parameters.environ
 
 
-class Wanted(msgspec.Struct, frozen=True):
-    """The settings in which the agent must be before a prompt reaches it; None: any.
+class WantedSettings(msgspec.Struct, frozen=True):
+    """The settings that the agent must have before a prompt reaches it. None stands for any.
 
     Attributes:
-        mode_is_optional: the server chose the mode; an agent without that mode needs none.
+        mode_is_optional: the server chose the mode; an agent that does not offer it keeps its own.
         model_may_be_unlisted: the agent may accept a model that it does not list.
     """
 
@@ -123,9 +124,9 @@ class AgentObserver:
     owes_preface: bool = False
 
     @property
-    def wanted(self) -> Wanted:
-        """The settings that the agent must be in before it gets a prompt; any by default."""
-        return Wanted()
+    def wanted(self) -> WantedSettings:
+        """The settings that the agent must have before it gets a prompt; any by default."""
+        return WantedSettings()
 
     def setting_restored(self, setting: str, value: OptionValue) -> None:
         """The server restored a setting that a new process of the agent did not have."""
@@ -388,6 +389,6 @@ def agent_unavailable(message: str) -> Error:
     return Error(ErrorCode.AGENT_UNAVAILABLE, message)
 
 
-def misplaced(reason: str) -> Error:
+def unusable_folder(reason: str) -> Error:
     """The error of a session whose folder cannot be used any more."""
     return Error(ErrorCode.BAD_REQUEST, f"cwd: {reason}")

@@ -152,7 +152,7 @@ class AgentLogins:
     async def _running(self, agent: str) -> AsyncIterator[_LoginProcess]:
         """The agent, started and initialized. It is ended afterwards."""
         argv, own = await self._backend.command(agent)
-        environ = {**self._backend.sandbox.environ, **own}  # with the keys
+        environ = {**self._backend.sandbox.environ, **own}  # with the keys of providers
         async with self._folder() as folder, contextlib.AsyncExitStack() as stack:
             read_end, write_end = os.pipe()
             try:
@@ -238,7 +238,7 @@ class _LoginProcess:
         self._last_id += 1
         self._send(id=self._last_id, method=method, params=params)
         while (message := await self._next()).get("id") != self._last_id or "method" in message:
-            if "method" in message and "id" in message:  # nothing is offered to it
+            if "method" in message and "id" in message:  # the server offers agents no methods here
                 refused = {"code": -32601, "message": "not offered"}
                 self._send(id=message["id"], error=refused)
         if (error := message.get("error")) is not None:

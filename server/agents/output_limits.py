@@ -29,4 +29,4 @@ class Backpressure(Protocol):
         """Whether an agent's output may be read."""
 
     async def wait_for_capacity(self) -> None:
-        """Wait until it may."""
+        """Wait until an agent's output may be read."""

@@ -11,8 +11,8 @@ from collections.abc import Mapping
 from typing import Any
 
 Subagent = Mapping[str, str]
-"""``session_id``, of the subagent, and ``tool_call_id``, of the tool call of its parent: what an
-update names of them."""
+"""The part of these that an update names: ``session_id``, of the subagent's own session, and
+``tool_call_id``, of the tool call of its parent."""
 
 
 def subagent_of(params: Any, own_id: str | None) -> Subagent | None:

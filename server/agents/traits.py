@@ -1,7 +1,7 @@
 """A table of known agents: when they ask for permission, and which parameters they accept.
 
-The values were measured with the real agents. The name counts, also if ``CLAWDFORGE_AGENTS`` has
-another command for it. An entry there may override ``asks_in``.
+The values were measured with the real agents. An agent is looked up by its name, even if
+``CLAWDFORGE_AGENTS`` has another command of that name. An entry there may override ``asks_in``.
 """
 
 from __future__ import annotations

@@ -102,7 +102,7 @@ def of_claude(message: Mapping[str, Any]) -> Usage:
 
 
 def tokens_in(values: Mapping[str, Any], name: str) -> int | msgspec.UnsetType:
-    """A count of tokens that an agent reports; UNSET if it is none."""
+    """A count of tokens that an agent reports; UNSET if the value is not a count."""
     value = values.get(name)
     if isinstance(value, int) and not isinstance(value, bool) and 0 <= value < MAX_COUNT:
         return value
@@ -110,7 +110,7 @@ def tokens_in(values: Mapping[str, Any], name: str) -> int | msgspec.UnsetType:
 
 
 def cost_of(value: Any) -> Cost | msgspec.UnsetType:
-    """A cost in ACP's form; UNSET if it is none."""
+    """A cost in ACP's form; UNSET if the value is not a cost."""
     try:
         amount, currency = float(value["amount"]), value["currency"]
     except (KeyError, TypeError, ValueError, OverflowError):

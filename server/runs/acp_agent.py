@@ -6,7 +6,7 @@ import asyncio
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from ..agents.base import Agent, AgentObserver, AgentSpec, Backend, Wanted
+from ..agents.base import Agent, AgentObserver, AgentSpec, Backend, WantedSettings
 from ..agents.failures import agent_error
 from ..agents.prompt_handle import PromptHandle
 from ..agents.subagents import Subagent
@@ -55,7 +55,7 @@ async def run_acp_agent(
     collector = _Collector(
         name,
         request,
-        Wanted(
+        WantedSettings(
             request.model,
             traits.asking_mode if backend.can_restore else None,
             mode_is_optional=True,
@@ -100,7 +100,7 @@ class _Collector(AgentObserver):
     agent: Agent
     prompt: PromptHandle
 
-    def __init__(self, name: str, request: RunRequest, wanted: Wanted) -> None:
+    def __init__(self, name: str, request: RunRequest, wanted: WantedSettings) -> None:
         self._name = name
         self._request = request
         self._wanted = wanted
@@ -114,7 +114,7 @@ class _Collector(AgentObserver):
         self._has_asked = False
 
     @property
-    def wanted(self) -> Wanted:
+    def wanted(self) -> WantedSettings:
         return self._wanted
 
     async def ask(self, run: Run, texts: Sequence[str], grace: float) -> RunResult:

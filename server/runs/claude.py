@@ -9,7 +9,7 @@ import shutil
 from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
 
-from ..agents.base import AgentSpec, EnvironOf, misplaced
+from ..agents.base import AgentSpec, EnvironOf, unusable_folder
 from ..agents.line_reader import LineReader
 from ..agents.process import process_tree
 from ..agents.process.programs import Program, Programs
@@ -109,7 +109,7 @@ class ClaudeProgram:
             sandbox, chosen = self._sandbox.of(spec.owner), {name: environ[name] for name in own}
             plan = await asyncio.to_thread(sandbox.plan, spec, chosen, [folder.path])
         except FolderError as error:
-            raise misplaced(str(error)) from None
+            raise unusable_folder(str(error)) from None
         program = await self._programs.start(
             claude_argv(path, run.request, folder.path),
             environ={**environ, process_tree.AGENT_VARIABLE: run.id},

@@ -7,7 +7,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from ..agents.agent_settings import AgentSettings
-from ..agents.base import AgentObserver, Conversation, Wanted
+from ..agents.base import AgentObserver, Conversation, WantedSettings
 from ..agents.subagents import Subagent
 from ..tracing import Tracer
 from ..validation import OptionValue
@@ -61,7 +61,7 @@ class SessionObserver(AgentObserver):
         self.tool_call_updated = note_and_trace  # type: ignore[method-assign]
 
     @property
-    def wanted(self) -> Wanted:
+    def wanted(self) -> WantedSettings:
         return self._settings.wanted
 
     @property

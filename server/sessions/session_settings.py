@@ -11,7 +11,7 @@ import msgspec
 
 from ..agents import acp_settings
 from ..agents.agent_settings import AgentSettings
-from ..agents.base import Agent, Wanted
+from ..agents.base import Agent, WantedSettings
 from ..agents.traits import APPROVE_ALL
 from ..errors import Error, ErrorCode, internal, session_closed
 from ..storage import statements
@@ -60,7 +60,7 @@ class SessionSettings:
         self._restored: list[tuple[str, OptionValue]] = []
 
     @property
-    def wanted(self) -> Wanted:
+    def wanted(self) -> WantedSettings:
         """The settings that the agent must be in before it gets a prompt.
 
         If no client has set a mode, every policy except ``approve-all`` needs the mode in which the
@@ -70,7 +70,7 @@ class SessionSettings:
         model, stored = self._stored.resolve_options(self._core.row.model, self._agent.reported)
         must_ask = permission != APPROVE_ALL and self._core.context.backend.can_restore
         asking_mode = traits.asking_mode if must_ask else None
-        return Wanted(
+        return WantedSettings(
             model=model,
             mode=stored.mode or asking_mode,
             config_options=stored.config_options,

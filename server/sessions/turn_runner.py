@@ -9,9 +9,9 @@ import time
 from collections.abc import Mapping
 from typing import Any, TypeGuard
 
-from ..agents import acp_settings
 from ..agents.base import Conversation
 from ..agents.failures import agent_error
+from ..agents.preface import is_command
 from ..agents.prompt_handle import PromptHandle
 from ..codec import loads
 from ..errors import Error, internal
@@ -129,7 +129,7 @@ class TurnRunner:
 
     async def _read_history(self, turn: Turn) -> None:
         """Read the conversation that the agent does not have. A command gets none."""
-        if acp_settings.is_command(self._agent.reported, loads(turn.blocks)):
+        if is_command(self._agent.reported, loads(turn.blocks)):
             return
         limit = self._core.context.settings.max_told_bytes
         turn.history = await conversation_so_far(self._core, limit)

@@ -27,6 +27,7 @@ from ..failures import needs_login
 from ..line_reader import LineReader
 from ..login_states import LoginStates
 from ..output_limits import Backpressure
+from ..preface import preface_of
 from ..process.programs import Program
 from ..program_output import last_output
 from ..prompt_handle import PromptHandle, PromptState
@@ -204,7 +205,7 @@ class CliAgent(WithoutOwnRequests):
             self._check_mode(acpx)
             if session.is_fresh or self.observer.owes_preface:
                 own = loads(blocks)
-                text = acp_settings.preface_of(own, self.spec, session.settings, self.observer)
+                text = preface_of(own, self.spec, session.settings, self.observer)
                 if text is not None:
                     blocks = dumps([{"type": "text", "text": text}, *own])
             program = await acpx.start("prompt", *session.name_option, "-f", "-", stdin=blocks)

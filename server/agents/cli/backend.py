@@ -106,7 +106,7 @@ class CliBackend(NothingToRestore):
         self._query: asyncio.Task[dict[str, Any]] | None = None
         self.versions: dict[str, str] = {}
 
-    # As a carrier.
+    # The methods of a carrier; see `reload/reloader.py`.
 
     name = "cli"
 

@@ -21,7 +21,7 @@ from ...codec import dumps, parse_message
 from ...data_dir import DataDir
 from ...sandbox.levels import RESTRICT
 from ...sandbox.sandbox import FolderError, Sandbox
-from ..base import AgentSpec, misplaced
+from ..base import AgentSpec, unusable_folder
 from ..failures import details_of
 from ..process import process_tree
 from ..process.programs import Program, Programs
@@ -183,7 +183,7 @@ class AcpxCommands:
         try:
             plan = sandbox.plan(self._spec, self._own_environ)
         except FolderError as error:
-            raise misplaced(str(error)) from None
+            raise unusable_folder(str(error)) from None
         if not sandbox.is_on:
             # The agent uses the logins in the home of the server's user, not acpx's home.
             home = self._acpx.environ.get("HOME")

@@ -9,7 +9,7 @@ from typing import Any
 
 from ...errors import Error, bad_request
 from ...tasks import Semaphores
-from ..base import AgentTimeouts, agent_failed, agent_unavailable, misplaced
+from ..base import AgentTimeouts, agent_failed, agent_unavailable, unusable_folder
 from ..failures import asks_for_login, details_of, error_text, login_required, needs_login
 from ..program_output import redact, single_line
 from .agent_process import AgentProcess
@@ -176,9 +176,9 @@ class AcpxSession:
     async def start_error(self, error: CallError) -> Error:
         """Return the error that a client receives if the agent did not start."""
         process = self._process
-        if (reason := process.misplaced) is not None:
-            process.misplaced = None
-            return misplaced(reason)
+        if (reason := process.folder_problem) is not None:
+            process.folder_problem = None
+            return unusable_folder(reason)
         if process.rejection is not None:
             return process.rejection
         if error.code == "UNSUPPORTED_PROMPT_CONTENT":  # the agent did start

@@ -54,5 +54,6 @@ class AgentMessages:
 
     def delete_conversation(self) -> None:
         if self._process.proxy is not None and self._process.has_conversation:
-            offers = self._sync.reported.capabilities
-            delete_conversation(self._process.proxy.own_requests, offers, self._binding.key)
+            capabilities = self._sync.reported.capabilities
+            requests = self._process.proxy.own_requests
+            delete_conversation(requests, capabilities, self._binding.key)

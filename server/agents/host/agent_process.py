@@ -37,8 +37,8 @@ class AgentProcess:
             not refuse.
         rejection: the error for which the conversation was not opened, because the process cannot
             take the session's parameters.
-        misplaced: why a process was refused: the session's folder cannot be used. None if no
-            process was.
+        folder_problem: the reason for which a process was refused, if the session's folder cannot
+            be used; None otherwise.
         elicitation: the modes of ``elicitation/create`` that were announced to the running process;
             None if there is no process, or it has not been initialized.
     """
@@ -50,7 +50,7 @@ class AgentProcess:
         self.failed_proxy: StdioProxy | None = None
         self.refusal: Any = None
         self.rejection: Error | None = None
-        self.misplaced: str | None = None
+        self.folder_problem: str | None = None
         self.elicitation: tuple[str, ...] | None = None
         self._binding = binding
         self._host = host
@@ -99,7 +99,7 @@ class AgentProcess:
 
     def connected(self, proxy: StdioProxy) -> None:
         """A new process runs, connected to *proxy*. It replaces a former one."""
-        self.misplaced = None
+        self.folder_problem = None
         self.rejection = None
         self.proxy = proxy
         self._move_to(AgentState.STARTING)

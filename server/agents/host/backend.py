@@ -211,7 +211,7 @@ class HostBackend(ReloadableHost):
             load_meta=self._load_meta,
             logins=self.logins,
         )
-        self.all[spec.key] = agent
+        self.agents_by_key[spec.key] = agent
         return agent
 
     async def command(self, name: str) -> tuple[list[str], Mapping[str, str]]:

@@ -68,7 +68,7 @@ class HandoverTarget(ProxyHandler, Protocol):
     def process_connected(self, proxy: StdioProxy) -> None:
         """The proxy of a new process is connected. The process becomes the agent now."""
 
-    def process_misplaced(self, reason: str) -> None:
+    def folder_refused(self, reason: str) -> None:
         """A process was refused because the session's folder cannot be used."""
 
 
@@ -214,7 +214,7 @@ class StdioHandover:
                 plan = await asyncio.to_thread(sandbox.plan, agent.spec, environ)
             except FolderError as error:
                 logger.warning("process %d may not become an agent: %s", pid, error)
-                agent.process_misplaced(str(error))
+                agent.folder_refused(str(error))
                 return
             self._last_number = 1 + self._last_number % process_tree.MAX_NUMBER
             env_tag = process_tree.env_tag(process_tree.AGENT_VARIABLE, value)
@@ -252,6 +252,34 @@ class StdioHandover:
             pidfd=pidfd,
         )
 
+    async def _announced_key(self, pid: int) -> str | None:
+        """Wait until the host announces *pid*. Return the session's key.
+
+        Returns:
+            None if another connection of the process waits already.
+
+        Raises:
+            TimeoutError: the host has not announced the process in time.
+        """
+        if pid in self._announced:
+            return self._announced.pop(pid)
+        if pid in self._announcements:
+            return None
+        announcement: asyncio.Future[str] = asyncio.get_running_loop().create_future()
+        self._announcements[pid] = announcement
+        try:
+            async with asyncio.timeout(self.timeout):
+                return await announcement
+        finally:
+            del self._announcements[pid]
+
+    def _environ_of(self, spec: AgentSpec) -> Mapping[str, str]:
+        command = self._commands.get(spec.agent)
+        own = command.env if command else {}
+        traits = traits_of(spec.agent, self._commands)
+        own = {**own, **self.environ_of(spec.owner), **spec.parameters.environ}
+        return {**own, **asking_environ(traits, spec.permission, {**self._environ, **own})}
+
     # A reload of the server.
 
     def pack(self, passed: Passed) -> HandoverState:
@@ -286,31 +314,3 @@ class StdioHandover:
         await proxy.restore(state, inherited)
         self.living.add(proxy.rlimit_tag, proxy.env_tag)
         return proxy
-
-    async def _announced_key(self, pid: int) -> str | None:
-        """Wait until the host announces *pid*. Return the session's key.
-
-        Returns:
-            None if another connection of the process waits already.
-
-        Raises:
-            TimeoutError: the host has not announced the process in time.
-        """
-        if pid in self._announced:
-            return self._announced.pop(pid)
-        if pid in self._announcements:
-            return None
-        announcement: asyncio.Future[str] = asyncio.get_running_loop().create_future()
-        self._announcements[pid] = announcement
-        try:
-            async with asyncio.timeout(self.timeout):
-                return await announcement
-        finally:
-            del self._announcements[pid]
-
-    def _environ_of(self, spec: AgentSpec) -> Mapping[str, str]:
-        command = self._commands.get(spec.agent)
-        own = command.env if command else {}
-        traits = traits_of(spec.agent, self._commands)
-        own = {**own, **self.environ_of(spec.owner), **spec.parameters.environ}
-        return {**own, **asking_environ(traits, spec.permission, {**self._environ, **own})}

@@ -33,7 +33,7 @@ function send(message) {
 	process.stdout.write(`${JSON.stringify(message)}\n`);
 }
 
-function say(text) {
+function log(text) {
 	process.stderr.write(`${text}\n`);
 }
 
@@ -100,7 +100,7 @@ const operations = {
 		stateDir = config.stateDir;
 		registry = launchedRegistry(config);
 		records = keepRecords(createFileSessionStore({ stateDir }), error =>
-			say(`a record was not stored: ${error.message}`)
+			log(`a record was not stored: ${error.message}`)
 		);
 		/** @type {any} */
 		const options = {
@@ -119,7 +119,7 @@ const operations = {
 		};
 		const manager = await tunedManager(options);
 		if (!manager) {
-			say('acpx is not built as expected: turns may follow each other a second later');
+			log('acpx is not built as expected: turns may follow each other a second later');
 		}
 		runtime = new AcpxRuntime(options, manager && { managerFactory: () => /** @type {any} */ (manager) });
 		const { version } = createRequire(import.meta.url)('acpx/package.json');
@@ -250,7 +250,7 @@ async function handle(call) {
 	}
 }
 
-process.on('unhandledRejection', (/** @type {any} */ error) => say(`unhandled rejection: ${error?.stack ?? error}`));
+process.on('unhandledRejection', (/** @type {any} */ error) => log(`unhandled rejection: ${error?.stack ?? error}`));
 let begun = []; // the pieces of an incomplete line
 process.stdin.setEncoding('utf8');
 process.stdin

@@ -33,14 +33,14 @@ class HostPrompt(PromptHandle):
     Attributes:
         outline: the blocks as acpx receives them.
         call: the result of acpx's newest call for it.
-        loss: reads the last output of a process that ended during the turn.
+        reading_output: reads the last output of a process that ended during the turn.
     """
 
     def __init__(self, blocks: bytes, *, is_held: bool, cancel_sent: Callable[[], None]) -> None:
         super().__init__(blocks, is_held=is_held, cancel_sent=cancel_sent)
         self.outline = outline(blocks)
         self.call: asyncio.Future[Any] | None = None
-        self.loss: asyncio.Task[None] | None = None
+        self.reading_output: asyncio.Task[None] | None = None
 
     def mark_sent(self) -> None:
         super().mark_sent()
@@ -229,6 +229,6 @@ class PromptSender:
                     await proxy.ended.wait()
             if not prompt.done.done():
                 await self._process.kill()
-        if prompt.loss is not None:
-            await asyncio.wait({prompt.loss})
+        if prompt.reading_output is not None:
+            await asyncio.wait({prompt.reading_output})
         prompt.finish(agent_failed(reason))

@@ -11,6 +11,7 @@ from ...tasks import Tasks
 from .. import acp_settings
 from ..acp_settings import offers_for_sessions
 from ..base import AGENT_GONE, AgentSpec, agent_failed
+from ..preface import preface_of
 from ..subagents import subagent_of
 from .agent_process import AgentProcess
 from .binding import Binding
@@ -58,8 +59,8 @@ class ProxyEvents:
     def process_connected(self, proxy: StdioProxy) -> None:
         self._process.connected(proxy)
 
-    def process_misplaced(self, reason: str) -> None:
-        self._process.misplaced = reason
+    def folder_refused(self, reason: str) -> None:
+        self._process.folder_problem = reason
 
     def process_ended(self, proxy: StdioProxy) -> None:
         if not self._process.ended(proxy):
@@ -70,7 +71,7 @@ class ProxyEvents:
                 prompt.finish(agent_failed(AGENT_GONE))
             else:
                 name = f"last-output-{self._binding.key}"
-                prompt.loss = self._tasks.spawn(self._end_turn(prompt, proxy), name)
+                prompt.reading_output = self._tasks.spawn(self._end_turn(prompt, proxy), name)
         self._binding.observer.agent_ended()
 
     async def _end_turn(self, prompt: HostPrompt, proxy: StdioProxy) -> None:
@@ -119,7 +120,7 @@ class ProxyEvents:
         observer = self._binding.observer
         if not (fresh or observer.owes_preface):
             return None
-        return acp_settings.preface_of(blocks, self.spec, self._sync.reported, observer)
+        return preface_of(blocks, self.spec, self._sync.reported, observer)
 
     def prompt_sent(self, fresh: bool) -> None:
         self._binding.observer.prompt_sent("fresh" if fresh else "kept")

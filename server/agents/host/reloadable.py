@@ -57,8 +57,8 @@ class ReloadableHost:
         self._host: HostProcess
         self.handover: StdioHandover
         self.known_capabilities: dict[str, dict[str, Any]] = {}
-        self.all: WeakValueDictionary[str, HostAgent] = WeakValueDictionary()
-        self._left = dict(self.state.agents) if self.state is not None else {}
+        self.agents_by_key: WeakValueDictionary[str, HostAgent] = WeakValueDictionary()
+        self._unclaimed = dict(self.state.agents) if self.state is not None else {}
 
     def connect(self, host: HostProcess, handover: StdioHandover) -> None:
         """Set the parts of the backend. They restore their state before they start."""
@@ -72,16 +72,16 @@ class ReloadableHost:
             await self.handover.restore(self.state.handover, self.inherited)
         self.handover.start()
 
-    # The methods of a carrier.
+    # The methods of a carrier; see `reload/reloader.py`.
 
     def is_settled(self) -> bool:
-        is_busy = any(agent.state in UNSETTLED for agent in self.all.values())
+        is_busy = any(agent.state in UNSETTLED for agent in self.agents_by_key.values())
         return self._host.is_ready and self.handover.is_idle and not is_busy
 
     async def freeze(self) -> None:
         if not self._host.is_ready:
             raise ReloadError("the acpx host is starting again; try again in a moment")
-        for agent in self.all.values():
+        for agent in self.agents_by_key.values():
             agent.pause()
         self._host.pause()
         await self.handover.stderr.pause()
@@ -89,14 +89,14 @@ class ReloadableHost:
     def thaw(self) -> None:
         self.handover.stderr.resume()
         self._host.resume()
-        for agent in self.all.values():
+        for agent in self.agents_by_key.values():
             agent.resume()
 
     def pack(self, passed: Passed) -> HostBackendState:
         host = self._host.pack(passed)
         if host is None:
             raise ReloadError("the acpx host has ended; try again in a moment")
-        agents = {key: agent.pack(passed) for key, agent in self.all.items()}
+        agents = {key: agent.pack(passed) for key, agent in self.agents_by_key.items()}
         return HostBackendState(
             host=host,
             handover=self.handover.pack(passed),
@@ -110,10 +110,10 @@ class ReloadableHost:
     # For the sessions of the next version.
 
     def has_process(self, key: str) -> bool:
-        return key in self._left
+        return key in self._unclaimed
 
     async def restore(self, key: str) -> PromptHandle | None:
-        state, agent = self._left.pop(key, None), self.all.get(key)
+        state, agent = self._unclaimed.pop(key, None), self.agents_by_key.get(key)
         if state is None or agent is None or self.inherited is None:
             return None
         return await agent.restore(state, self.inherited)
@@ -121,21 +121,21 @@ class ReloadableHost:
     def restore_steer(
         self, key: str, request_id: str | None, decide: Callable[[SteerOutcome], None]
     ) -> None:
-        if (agent := self.all.get(key)) is None:
+        if (agent := self.agents_by_key.get(key)) is None:
             decide(SteerOutcome.LOST)
         else:
             agent.restore_steer(request_id, decide)
 
     def resume(self) -> None:
-        for agent in self.all.values():
+        for agent in self.agents_by_key.values():
             agent.resume()
 
     async def end_unclaimed(self) -> None:
-        for state in self._left.values():
+        for state in self._unclaimed.values():
             with contextlib.suppress(OSError):
                 signal.pidfd_send_signal(state.proxy.pidfd, signal.SIGKILL)
                 os.killpg(state.proxy.pid, signal.SIGKILL)
-        self._left.clear()
+        self._unclaimed.clear()
         if self.state is not None and self._host.pids is not None:
             # Processes that an agent left while the earlier version was ending.
             await asyncio.to_thread(process_tree.end_strays, *self._host.pids, self.handover.living)

@@ -14,7 +14,7 @@ from ...tasks import Tasks
 from ...validation import OptionValue
 from .. import acp_settings, steering
 from ..agent_settings import NO_SETTINGS, AgentSettings
-from ..base import AgentTimeouts, Wanted, agent_failed
+from ..base import AgentTimeouts, WantedSettings, agent_failed
 from ..failures import error_text
 from .agent_process import AgentProcess
 from .binding import Binding
@@ -150,7 +150,7 @@ class SettingsSync:
             tries[step.key] += 1
             await self._request(proxy, step.method, step)
 
-    def _steps(self, wanted: Wanted) -> list[acp_settings.Step]:
+    def _steps(self, wanted: WantedSettings) -> list[acp_settings.Step]:
         return acp_settings.steps(wanted, self.reported, self._former, self._synonyms)
 
     def _cannot_set(self, step: acp_settings.Step, reason: str) -> Error:

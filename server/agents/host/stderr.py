@@ -47,19 +47,19 @@ class _StderrPipe(asyncio.StreamReaderProtocol):
     """The stderr of one agent.
 
     Attributes:
-        left: the bytes that were read and are not stored yet.
+        unstored: the number of bytes that were read and are not stored yet.
     """
 
     def __init__(self, key: str, pid: int, descriptor: int, newest: bytes = b"") -> None:
         self.key, self.pid, self.descriptor = key, pid, descriptor
         self.reader = asyncio.StreamReader()
         self.newest = bytearray(newest)
-        self.left = 0
+        self.unstored = 0
         self.transport: asyncio.ReadTransport
         super().__init__(self.reader)
 
     def data_received(self, data: bytes) -> None:
-        self.left += len(data)
+        self.unstored += len(data)
         super().data_received(data)
 
 
@@ -115,7 +115,7 @@ class StderrFiles:
         """Leave further output in the pipes, and store what was read."""
         for pipe in self._open:
             pipe.transport.pause_reading()
-        while any(pipe.left for pipe in self._open):  # noqa: ASYNC110 - for milliseconds
+        while any(pipe.unstored for pipe in self._open):  # noqa: ASYNC110 - for milliseconds
             await asyncio.sleep(STDERR_POLL_SECS)
 
     def resume(self) -> None:
@@ -197,7 +197,7 @@ class StderrFiles:
             except OSError as error:  # for example, the disk is full; the agent runs on
                 logger.warning("stderr was not stored: %s", error, extra={"session": key})
             head = b""
-            pipe.left -= len(data)
+            pipe.unstored -= len(data)
 
 
 def stderr_path(folder: Path, key: str) -> Path:

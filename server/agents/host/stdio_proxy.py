@@ -28,10 +28,10 @@ from ..line_reader import LineReader
 from ..output_limits import Backpressure
 from ..process.process_tree import RlimitTag
 from ..program_output import KEPT_BYTES
+from .acpx_requests import refusal, with_blocks, with_fields, with_preface
 from .channel import Channel
 from .conversation import ProxiedConversation
 from .incomplete_messages import IncompleteMessages, MessageMemory
-from .outline import refusal, with_blocks, with_fields, with_preface
 from .own_requests import OwnRequests
 from .proxy_handler import ProxyHandler
 from .proxy_state import ProxyState

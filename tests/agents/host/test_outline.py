@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import json
 
-from server.agents.host.outline import KEPT_CHARS, LARGE_BYTES, outline, with_blocks, with_preface
+from server.agents.host.acpx_requests import with_blocks, with_preface
+from server.agents.host.outline import KEPT_CHARS, LARGE_BYTES, outline
 
 from ...support.harness import Client, Json
 
@@ -15,7 +16,7 @@ def blocks_of(text: str) -> list[Json]:
     return [PICTURE, {"type": "text", "text": text}]
 
 
-def test_small_prompt_is_unchanged() -> None:
+def test_small_prompt_has_no_outline() -> None:
     blocks = json.dumps([{"type": "text", "text": "x" * 1000}]).encode()
     assert outline(blocks) is blocks
 
