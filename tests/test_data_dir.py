@@ -34,7 +34,7 @@ def test_link_in_place_of_a_folder_is_refused(tmp_path: Path, name: str) -> None
         pass
 
 
-def test_split_gives_the_names_below_the_folder(tmp_path: Path) -> None:
+def test_split_returns_the_names_below_the_folder(tmp_path: Path) -> None:
     data_dir = DataDir(tmp_path)
     path = data_dir.workspace("a-session")
     assert data_dir.split(path) == (tmp_path, "workspaces", "a-session")

@@ -103,7 +103,7 @@ def test_transient_database_error_is_logged_without_a_traceback(
     assert [one.exc_info is None for one in logged(caplog)] == [True, False]
 
 
-def test_codes_are_their_values() -> None:
+def test_error_code_equals_its_text() -> None:
     assert ErrorCode("conflict") is ErrorCode.CONFLICT
     assert str(ErrorCode.CONFLICT) == "conflict"
     assert Error("conflict", "taken").code is ErrorCode.CONFLICT

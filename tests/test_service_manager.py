@@ -105,7 +105,7 @@ async def test_abstract_socket_is_supported(tmp_path: Path) -> None:
     systemd.socket.close()
 
 
-def test_nothing_is_sent_without_a_manager(tmp_path: Path) -> None:
+def test_nothing_is_sent_without_a_service_manager(tmp_path: Path) -> None:
     ServiceManager({}).is_stopping()
     ServiceManager({"NOTIFY_SOCKET": str(tmp_path / "none")}).is_stopping()
     of_another = {"NOTIFY_SOCKET": "@x", "WATCHDOG_USEC": "1000000", "WATCHDOG_PID": "1"}
@@ -113,7 +113,7 @@ def test_nothing_is_sent_without_a_manager(tmp_path: Path) -> None:
     assert ServiceManager({**of_another, "WATCHDOG_PID": ""}).watchdog_secs == 1
 
 
-def test_unit_is_the_documented_one() -> None:
+def test_systemd_unit_equals_the_documented_one() -> None:
     text = (ROOT / "docs" / "howto" / "operations.md").read_text("utf-8")
     [shown] = re.findall(r"<!-- the unit -->\n```ini\n(.*?)```", text, re.DOTALL)
     folder = Path("/srv/clawdforge")

@@ -93,7 +93,7 @@ async def collector(monkeypatch: pytest.MonkeyPatch) -> AsyncIterator[Collector]
     await runner.cleanup()
 
 
-async def test_trace_leads_from_the_request_to_the_turn_and_its_tools(
+async def test_trace_contains_the_request_the_turn_and_its_tool_calls(
     serve: Serve, collector: Collector, tmp_path: Path
 ) -> None:
     server = await serve(claude_bin=make_fake_claude(tmp_path))

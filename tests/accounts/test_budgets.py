@@ -147,7 +147,7 @@ async def test_prompt_whose_agent_is_starting_is_refused(serve: Serve) -> None:
     assert (await client.state(slow))["head"] == 2  # turn_start and turn_end
 
 
-async def test_no_turn_begins_after_the_end_of_the_one_that_exceeded(server: LocalServer) -> None:
+async def test_no_turn_begins_after_the_turn_that_exceeded_the_budget(server: LocalServer) -> None:
     client = await server.client("race", budget={"usd_per_day": 1})
     sessions = [await client.create() for _ in range(4)]
     for session in sessions:

@@ -50,7 +50,7 @@ async def check(client: Client, model: Model) -> None:
 
 
 @pytest.mark.parametrize("seed", [1, pytest.param(2, marks=pytest.mark.slow)])
-async def test_sums_equal_what_agents_report_over_restarts_and_forks(
+async def test_sums_equal_the_reports_of_agents_over_restarts_and_forks(
     serve: Serve, seed: int
 ) -> None:
     chance, model = random.Random(seed), Model()

@@ -103,7 +103,7 @@ async def test_invalid_response_of_the_only_client_cancels_the_question(
     assert json.loads(acp.text())["elicitation"] == {"action": "cancel"}
 
 
-async def test_setting_follows_the_client_that_loads_the_session(client: Client) -> None:
+async def test_elicitation_follows_the_client_that_loads_the_session(client: Client) -> None:
     session = await client.create()
     able = await editor(client, BOTH)
     await able.call("session/load", sessionId=session, cwd="/", mcpServers=[])
@@ -120,7 +120,7 @@ async def test_setting_follows_the_client_that_loads_the_session(client: Client)
     assert not [m for m in unable.messages if m.get("method") == "elicitation/create"]
 
 
-async def test_loaded_session_brings_its_pending_question(client: Client) -> None:
+async def test_load_repeats_the_pending_question(client: Client) -> None:
     session = await client.create(elicitation="ask")
     socket = await client.connect(session)
     await socket.send("prompt", prompt=ASK)

@@ -182,7 +182,7 @@ async def test_typescript_sdk_completes_its_conversations(alone: Client) -> None
 
 
 @pytest.mark.parametrize("language", ["Python", "TypeScript"])
-async def test_clients_of_the_docs_run(client: Client, tmp_path: Path, language: str) -> None:
+async def test_acp_clients_of_the_docs_run(client: Client, tmp_path: Path, language: str) -> None:
     source = snippet(f"the {language} client")
     assert source.count(ADDRESS) == 1
     program, name = (sys.executable, "me.py") if language == "Python" else (NODE, "me.mjs")

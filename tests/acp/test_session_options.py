@@ -31,7 +31,7 @@ async def hibernate(server: LocalServer, session: str) -> None:
     assert await found.agent.hibernate()
 
 
-async def test_servers_and_options_of_an_acp_client_reach_the_agent(
+async def test_mcp_servers_and_options_of_an_acp_client_reach_the_agent(
     serve: Serve, tmp_path: Path
 ) -> None:
     server = await serve(agents=AGENTS, workspace_roots=(tmp_path.resolve(),))
@@ -70,7 +70,7 @@ async def test_servers_and_options_of_an_acp_client_reach_the_agent(
     assert found["additionalDirectories"] == [str(more)]
 
 
-async def test_agent_without_http_servers_is_announced_so(serve: Serve) -> None:
+async def test_initialize_reports_the_mcp_capabilities_of_the_agent(serve: Serve) -> None:
     server = await serve(agents=AGENTS, default_agent="plain")
     acp = await connect(await server.client())
     capabilities = acp.messages[0]["result"]["agentCapabilities"]

@@ -118,7 +118,7 @@ def test_a_refused_or_missing_key_is_login_required(name: str) -> None:
 
 
 @pytest.mark.parametrize("name", NOT_REFUSED)
-def test_any_other_failure_is_the_agents(name: str) -> None:
+def test_other_error_of_an_agent_is_agent_failed(name: str) -> None:
     payload, retryable = NOT_REFUSED[name]
     failure = agent_error(payload, "claude")
     assert (failure.code, failure.retryable) == ("agent_failed", retryable)
@@ -132,7 +132,7 @@ def test_an_error_of_any_shape_is_read() -> None:
     assert agent_error(wide, "x").code == "agent_failed"
 
 
-def test_last_words_are_bounded_plain_and_without_secrets() -> None:
+def test_last_output_is_short_printable_and_without_secrets() -> None:
     secrets = secrets_in({"MY_API_KEY": "correct-horse-battery", "HOME": "a-folder"})
     stream = (
         b"\x1b[31mkimi is no longer\x1b[0m maintained\x07\r\n\x1b]0;title\x07"

@@ -36,7 +36,7 @@ def filled(path: str, session: str) -> str:
 
 
 @pytest.mark.parametrize(("auth", "scope"), [("app", None), ("admin", "read"), (None, "read")])
-def test_call_is_declared_with_a_scope_only_if_it_is_for_apps(
+def test_only_calls_of_apps_have_a_scope(
     auth: Literal["app", "admin"] | None, scope: Scope | None
 ) -> None:
     with pytest.raises(TypeError):

@@ -243,7 +243,7 @@ async def test_all_invalid_credentials_get_same_response(server: LocalServer) ->
     assert json.loads(bodies[0])["code"] == "unauthorized"
 
 
-async def test_refusal_names_scheme(server: LocalServer) -> None:
+async def test_refused_token_gets_the_scheme_in_www_authenticate(server: LocalServer) -> None:
     anonymous = server.anonymous()
     await anonymous.get("/sessions")
     assert anonymous.last_headers["WWW-Authenticate"] == "Bearer"

@@ -130,7 +130,7 @@ async def test_board_answers_requests_and_menu_keeps_sessions(tab: Tab, client: 
 
 
 @pytest.mark.slow
-async def test_agents_and_administration_on_a_phone(
+async def test_views_of_agents_and_administration_fit_on_a_phone(
     open_tab: OpenTab, server: LocalServer, client: Client, app: str
 ) -> None:
     await client.create()  # for the records

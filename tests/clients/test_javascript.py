@@ -27,7 +27,7 @@ HERE = Path(__file__).parent
 NODE = find_node()
 
 
-async def test_client_keeps_its_promises(client: Client) -> None:
+async def test_javascript_client_passes_its_own_tests(client: Client) -> None:
     assert client.token is not None
     status, out, err = await run_program(
         NODE,

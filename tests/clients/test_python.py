@@ -600,7 +600,7 @@ async def test_watch_delivers_each_entry_once_over_cut_connections(client: Clien
     assert sorted(accepted) == sorted(ids)
 
 
-async def test_watch_of_a_stranger_is_refused(client: Client) -> None:
+async def test_watch_with_an_unknown_token_is_refused(client: Client) -> None:
     async with Clawdforge(client.url, "cf_wrong") as stranger, stranger.watch() as watch:
         with pytest.raises(ClawdforgeError) as caught:
             await anext(watch)

@@ -86,7 +86,7 @@ async def test_conversation_is_passed_on_unchanged(client: Client) -> None:
         assert not any(m.get("method", "").startswith("_") for m in me.messages)
 
 
-async def test_line_that_is_no_request_gets_its_error(client: Client) -> None:
+async def test_invalid_line_gets_an_error_response(client: Client) -> None:
     async with editor(client) as me:
         await me.ws.send_str("nonsense")
         assert (await me.next() or {})["error"]["code"] == -32700

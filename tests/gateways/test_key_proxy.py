@@ -165,7 +165,9 @@ async def setup(tmp_path: Path) -> AsyncIterator[Setup]:
         ),
     ],
 )
-async def test_key_is_inserted(setup: Setup, base: str, path: str, header: str) -> None:
+async def test_key_of_the_operator_is_inserted(
+    setup: Setup, base: str, path: str, header: str
+) -> None:
     environ = setup.environ()
     assert KEY not in json.dumps(environ)
     token = environ["ANTHROPIC_API_KEY"]

@@ -76,7 +76,9 @@ def assert_conversation(text: str) -> None:
     assert text.endswith("And 3+3?")
 
 
-async def test_openai_for_node(client: Client, packages: Path) -> None:
+async def test_openai_for_node_chats_and_continues_a_session(
+    client: Client, packages: Path
+) -> None:
     program = str(installed.PROGRAMS / "openai_client.mjs")
     found, session = await run_client(client, packages, lambda _: (NODE, program))
     assert "mock" in found["models"]
@@ -96,7 +98,7 @@ async def test_openai_for_node(client: Client, packages: Path) -> None:
     assert found["stranger"] == ["AuthenticationError", "unauthorized", 401, "string"]
 
 
-async def test_langchain(client: Client, packages: Path) -> None:
+async def test_langchain_chats_and_continues_a_session(client: Client, packages: Path) -> None:
     found, session = await run_client(client, packages, python_program("langchain_client.py"))
     assert (found["plain"], found["finish"]) == ("echo: hello", "stop")
     assert_conversation(found["conversation"])
@@ -111,7 +113,7 @@ async def test_langchain(client: Client, packages: Path) -> None:
     assert found["failed"][1] == found["failed_stream"][1] == "agent_failed"
 
 
-async def test_litellm(client: Client, packages: Path) -> None:
+async def test_litellm_chats_and_continues_a_session(client: Client, packages: Path) -> None:
     found, session = await run_client(client, packages, python_program("litellm_client.py"))
     assert (found["plain"], found["finish"]) == ("echo: hello", "stop")
     assert '"type":"image"' in found["pictures"].replace(": ", ":")
@@ -125,7 +127,9 @@ async def test_litellm(client: Client, packages: Path) -> None:
     assert found["failed_stream"][0] != "none"
 
 
-async def test_llm(client: Client, packages: Path, tmp_path: Path) -> None:
+async def test_llm_chats_and_continues_a_session(
+    client: Client, packages: Path, tmp_path: Path
+) -> None:
     session = await client.create()
     home = tmp_path / "llm"
     home.mkdir()

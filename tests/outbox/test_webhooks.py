@@ -296,7 +296,7 @@ async def test_deleted_webhook_gets_nothing_more(client: Client, receiver: Recei
     assert [event["data"]["turn_index"] for event in receiver.accepted] == [3]
 
 
-async def test_new_address_gets_what_waited_for_the_old_one(
+async def test_changed_address_gets_the_waiting_deliveries(
     client: Client, receiver: Receiver
 ) -> None:
     async with webhook_receiver() as old:
@@ -309,7 +309,7 @@ async def test_new_address_gets_what_waited_for_the_old_one(
         assert receiver.ids()[0] == old.ids()[0]
 
 
-async def test_token_without_the_scope_read_learns_nothing(
+async def test_token_without_the_scope_read_gets_no_webhooks(
     server: LocalServer, receiver: Receiver
 ) -> None:
     client = await server.client("blind", scopes=["prompt", "manage"])
@@ -323,7 +323,9 @@ async def test_token_without_the_scope_read_learns_nothing(
     assert len(receiver.attempts) == 1
 
 
-async def test_purge_withdraws_what_the_agent_has_asked(client: Client, receiver: Receiver) -> None:
+async def test_purge_cancels_the_pending_requests_of_the_agent(
+    client: Client, receiver: Receiver
+) -> None:
     await receiver.register(client)
     receiver.status = 500
     session = await client.create(permission="ask")

@@ -55,7 +55,7 @@ async def test_turn_of_the_cli_backend_is_waited_for(
     assert [entry["seq"] for entry in entries] == list(range(1, len(entries) + 1))
 
 
-async def test_node_of_a_cluster_serves_on(
+async def test_node_of_a_cluster_continues_after_a_reload(
     spawn: Spawn, http: aiohttp.ClientSession, tmp_path: Path
 ) -> None:
     with running_postgres() as postgres:

@@ -60,7 +60,7 @@ def capabilities_of_both(defs: Definitions) -> set[str]:
     return {path for kind in kinds for path in capabilities(defs, kind)}
 
 
-def test_acp_tables_have_what_the_schema_has_and_mark_what_is_unstable() -> None:
+def test_acp_tables_match_the_schema_and_mark_unstable_parts() -> None:
     cells = {(name, mark) for name, mark in first_cells() if not name.startswith("_meta.")}
     expected = {
         (name, name not in names_in(STABLE))

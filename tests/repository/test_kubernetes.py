@@ -53,7 +53,7 @@ def test_node_is_named_drained_and_probed_as_the_server_expects() -> None:
     assert {"/data", config["CLAWDFORGE_SHARED_DIR"], "/home/clawdforge/.claude"} <= mounted
 
 
-def test_parts_refer_to_each_other() -> None:
+def test_parts_of_the_manifest_refer_to_each_other() -> None:
     stateful = manifest("StatefulSet")["spec"]
     labels = stateful["template"]["metadata"]["labels"]
     services = {one["metadata"]["name"]: one for one in MANIFESTS if one["kind"] == "Service"}

@@ -12,13 +12,13 @@ from ..support.harness import Client, LocalServer, descendants, eventually, scri
 from ..support.runs import (
     command_line,
     fail,
-    gone,
     is_clean,
     last_reason,
     pid_in,
     post,
     rows,
     run,
+    until_ended,
     upload,
 )
 
@@ -111,5 +111,5 @@ async def test_disconnect_of_client_ends_acp_agent_with_its_tools(
     pid = await pid_in(tool)
     asked.cancel()
     await eventually("the end of the run to be stored", lambda: last_reason(server, "cancelled"))
-    await gone(pid)
+    await until_ended(pid)
     assert mock_agents() == []

@@ -22,7 +22,6 @@ from ..support.harness import (
 from ..support.runs import (
     command_line,
     fail,
-    gone,
     is_clean,
     last_reason,
     parent_of,
@@ -31,6 +30,7 @@ from ..support.runs import (
     rows,
     run,
     steps,
+    until_ended,
     upload,
 )
 
@@ -241,7 +241,7 @@ async def test_program_that_ignores_sigterm_is_killed_with_its_tools(
     pids = [await pid_in(program), await pid_in(tool)]
     asked.cancel()
     for pid in pids:
-        await gone(pid)
+        await until_ended(pid)
 
 
 async def test_stopped_program_gets_sigterm_first(client: Client, tmp_path: Path) -> None:
@@ -251,7 +251,7 @@ async def test_stopped_program_gets_sigterm_first(client: Client, tmp_path: Path
     pid = await pid_in(began)
     asked.cancel()
     assert await pid_in(cleaned) == pid
-    await gone(pid)
+    await until_ended(pid)
 
 
 async def test_no_tool_outlives_its_run(client: Client, tmp_path: Path) -> None:
@@ -272,7 +272,7 @@ async def test_disconnect_of_client_stops_run(
     asked.cancel()
     await asyncio.gather(asked, return_exceptions=True)
     for pid in pids:
-        await gone(pid)
+        await until_ended(pid)
     await eventually("the end of the run to be stored", lambda: last_reason(server, "cancelled"))
     assert is_clean(server)
 
@@ -284,15 +284,15 @@ async def test_killed_supervisor_leaves_no_process(client: Client, tmp_path: Pat
     program = parent_of(pid)
     os.kill(parent_of(program), signal.SIGKILL)
     assert "lost" in (await asked)["error"]
-    await gone(program)
-    await gone(pid)
+    await until_ended(program)
+    await until_ended(pid)
 
 
 async def test_killed_spawner_is_restarted(client: Client) -> None:
     await run(client, "x")
     starter = next(pid for pid in descendants(os.getpid()) if b"spawn.py" in command_line(pid))
     os.kill(starter, signal.SIGKILL)
-    await gone(starter)
+    await until_ended(starter)
     assert await run(client, "still here") == "still here"
 
 

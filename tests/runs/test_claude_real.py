@@ -14,7 +14,7 @@ from ..conftest import Serve
 from ..support.anthropic_stand_in import Failure, Hang, StandIn, Text, ToolUse, stand_in, texts_of
 from ..support.harness import Client, Json, descendants, eventually
 from ..support.real_agents import NotInstalledError, find_claude
-from ..support.runs import command_line, fail, gone, pid_in, run, upload
+from ..support.runs import command_line, fail, pid_in, run, until_ended, upload
 from ..support.sandboxes import TEST_LEVEL
 
 
@@ -181,7 +181,7 @@ async def test_real_claude_is_stopped_with_its_tools(
     asked = asyncio.create_task(client.post("/run", {"prompt": "hi"}))
     pid = await pid_in(pid_file)
     asked.cancel()
-    await gone(pid)
+    await until_ended(pid)
     await asyncio.gather(asked, return_exceptions=True)
     await eventually(
         "the command to end",

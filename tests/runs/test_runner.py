@@ -26,7 +26,6 @@ from ..support.harness import (
 )
 from ..support.runs import (
     fail,
-    gone,
     is_clean,
     make_fake_claude,
     pid_in,
@@ -34,6 +33,7 @@ from ..support.runs import (
     rows,
     run,
     steps,
+    until_ended,
 )
 
 
@@ -118,7 +118,7 @@ async def test_killed_server_leaves_no_process_or_folder_of_runs(
     await process.kill()
     await asyncio.gather(*asked, return_exceptions=True)
     for pid in below:
-        await gone(pid)
+        await until_ended(pid)
     await spawn(CLAUDE_BIN=fake_claude)
     found = await asyncio.to_thread(read_rows, tmp_path / "data")
     assert [(row.stop_reason, row.error) for row in found] == [("error", "server_restarted")] * 2

@@ -53,7 +53,7 @@ os.execv(sys.argv[1], sys.argv[1:])
         pytest.param("off", marks=pytest.mark.slow),
     ],
 )
-async def test_level_is_reported(
+async def test_level_of_the_sandbox_is_reported(
     spawn: Spawn, http: aiohttp.ClientSession, level: str, tmp_path: Path
 ) -> None:
     if level != "off":

@@ -57,7 +57,7 @@ def run_limited(
 
 
 @each_level
-def test_file_is_limited(tmp_path: Path, level: str) -> None:
+def test_size_of_a_file_is_limited(tmp_path: Path, level: str) -> None:
     code = "open('f', 'wb').write(bytes(1 << 20)); print('ok', flush=True)"
     code += "; open('g', 'wb').write(bytes(3 << 20)); print('too large')"
     result = run_limited(tmp_path, level, code, file_bytes=2 << 20)

@@ -348,7 +348,7 @@ ONLY_IN_NAMESPACE = {
 
 @pytest.mark.slow
 @each_level
-def test_tools_work(level: str, tmp_path: Path) -> None:
+def test_tools_work_in_the_sandbox(level: str, tmp_path: Path) -> None:
     tools = {**TOOLS, **(ONLY_IN_NAMESPACE if level == "bwrap" else {})}
     data = DataDir(tmp_path / "data")
     data.workspace("own").mkdir(parents=True)

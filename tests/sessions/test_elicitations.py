@@ -6,7 +6,6 @@ import asyncio
 import json
 import os
 import signal
-import time
 from pathlib import Path
 from typing import Any
 
@@ -109,11 +108,10 @@ async def test_invalid_setting_is_a_bad_request(client: Client, body: Json) -> N
 
 
 async def test_waiting_question_is_in_log_ready_and_state(client: Client) -> None:
-    before = time.time() * 1000
     session, socket, request = await asked(client)
     assert request["turn_index"] == 1
     assert {**FORM, "sessionId": request["request"]["sessionId"]} == request["request"]
-    assert 299_000 < request["expires_at"] - before < 320_000
+    assert 299_000 < request["expires_at"] - request["ts"] <= 301_000
 
     waiting = {key: request[key] for key in ("request_id", "request", "expires_at", "turn_index")}
     assert (await client.state(session))["pending_elicitations"] == [waiting]
@@ -256,10 +254,9 @@ async def test_unanswered_question_is_cancelled_after_the_timeout(serve: Serve) 
     assert answer_told(socket) == CANCELLED
 
 
-async def test_own_time_to_answer_applies(client: Client) -> None:
-    before = time.time() * 1000
+async def test_ask_timeout_of_the_session_replaces_the_setting(client: Client) -> None:
     _, _, request = await asked(client, ask_timeout_secs=10)
-    assert 9_000 < request["expires_at"] - before < 30_000
+    assert 9_000 < request["expires_at"] - request["ts"] <= 11_000
 
 
 @pytest.mark.parametrize("end", ["cancel", "agent killed", "close"])
@@ -363,7 +360,7 @@ async def test_change_takes_effect_with_the_next_prompt_and_the_context_is_kept(
     assert (await client.state(session))["turn_count"] == 4
 
 
-async def test_change_during_a_turn_leaves_its_questions_alone(client: Client) -> None:
+async def test_change_during_a_turn_does_not_affect_its_questions(client: Client) -> None:
     session, socket, request = await asked(client)
     await client.call("PATCH", f"/sessions/{session}", {"elicitation": "off"})
     await socket.send("elicitation", request_id=request["request_id"], **ANSWER)

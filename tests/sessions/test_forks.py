@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 import random
-import time
 from pathlib import Path
 from typing import Any
 
@@ -56,7 +55,9 @@ async def test_fork_begins_with_the_entries_up_to_the_turn(client: Client) -> No
     assert await client.events(session) == entries
 
 
-async def test_agent_without_forks_is_told_the_conversation(client: Client) -> None:
+async def test_agent_that_does_not_offer_forks_gets_the_conversation_as_text(
+    client: Client,
+) -> None:
     session = await client.create()
     await client.turn(session, "my name is Ada")
     other = await fork(client, session)
@@ -91,7 +92,7 @@ async def test_agent_forks_its_conversation_at_the_head(client: Client, agent: s
         assert "three" not in str(reply["events"])
 
 
-async def test_conversation_is_told_if_the_agent_cannot_fork_it(client: Client) -> None:
+async def test_agent_that_fails_to_fork_gets_the_conversation_as_text(client: Client) -> None:
     refusing = await client.create("mock-fail-fork")
     closed = await client.create("mock-fork")  # its folder has its conversation
     for session in (refusing, closed):
@@ -160,7 +161,7 @@ async def test_fork_of_another_apps_session_is_missing(server: LocalServer, clie
     failure(await other.post(f"/sessions/{session}/fork"), 404, "not_found")
 
 
-async def test_fork_needs_room_for_a_session(serve: Serve) -> None:
+async def test_fork_is_refused_at_the_session_limit(serve: Serve) -> None:
     server = await serve(max_sessions=1)
     client = await server.client()
     session = await client.create()
@@ -285,17 +286,12 @@ async def test_logs_of_random_forks_equal_their_reference(tmp_path: Path) -> Non
 
 
 @pytest.mark.slow
-async def test_session_of_100_000_entries_is_forked_in_time(
-    server: LocalServer, client: Client
-) -> None:
+async def test_fork_of_100_000_entries_copies_no_row(server: LocalServer, client: Client) -> None:
     session = await client.create()
     for _ in range(2):
         await client.turn(session, script({"burst": {"count": 50_000, "text": "hello"}}))
     assert (await client.state(session))["head"] > 100_000
     before = rows(server, "SELECT count(*), sum(length(body)) FROM log")
-    began = time.perf_counter()
     other = await fork(client, session)
-    elapsed = time.perf_counter() - began
     assert rows(server, "SELECT count(*), sum(length(body)) FROM log") == before
     assert (await client.state(other))["head"] == (await client.state(session))["head"]
-    print(f"forked in {elapsed * 1000:.0f} ms")  # noqa: T201

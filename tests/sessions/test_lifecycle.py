@@ -81,7 +81,7 @@ async def test_closed_session_takes_no_turn_until_it_is_reopened(client: Client)
     assert (await client.turn(session, "hello"))[0] == 410
 
 
-async def test_reopen_needs_room_for_a_session(serve: Serve) -> None:
+async def test_reopen_is_refused_at_the_session_limit(serve: Serve) -> None:
     server = await serve(max_sessions=1)
     client = await server.client()
     closed = await client.create()
@@ -355,7 +355,7 @@ async def test_title_of_the_agent_is_used_until_the_client_sets_one(client: Clie
 
 
 @pytest.mark.parametrize("odd", [1, ["a"], {"a": 1}, "", " \n "])
-async def test_title_that_is_no_text_is_ignored(client: Client, odd: Any) -> None:
+async def test_title_of_another_type_is_ignored(client: Client, odd: Any) -> None:
     session = await client.create(meta={"title": 5})
     await client.turn(session, title(odd))
     state = await client.state(session)

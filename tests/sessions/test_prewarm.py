@@ -95,7 +95,9 @@ async def test_new_session_takes_over_a_prewarmed_agent(serve: Serve, tmp_path: 
 
 
 @pytest.mark.slow
-async def test_other_request_gets_an_agent_of_its_own(serve: Serve, tmp_path: Path) -> None:
+async def test_session_with_other_options_gets_no_prewarmed_agent(
+    serve: Serve, tmp_path: Path
+) -> None:
     root = tmp_path / "root"
     root.mkdir()
     server = await serve(prewarmed_agents=1, workspace_roots=(root.resolve(),))

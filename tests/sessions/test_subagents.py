@@ -50,7 +50,7 @@ def of_claude(call: str) -> Json:
         ([], None),
     ],
 )
-def test_subagent_is_what_the_update_names(params: Any, found: Any) -> None:
+def test_subagent_is_read_from_the_update(params: Any, found: Any) -> None:
     assert subagent_of(params, "own") == found
 
 
@@ -84,7 +84,7 @@ async def test_updates_of_subagents_are_attributed_in_the_log(client: Client) ->
     assert [entry for entry in await client.events(copy) if entry["type"] == "event"] == events
 
 
-async def test_other_session_id_is_no_subagent_unless_the_agent_knows_of_them(
+async def test_other_session_id_is_a_subagent_only_if_the_agent_knows_subagents(
     client: Client,
 ) -> None:
     session = await client.create("mock")
@@ -92,7 +92,7 @@ async def test_other_session_id_is_no_subagent_unless_the_agent_knows_of_them(
     assert not any("subagent" in entry for entry in await client.events(session))
 
 
-async def test_conversation_that_is_told_to_an_agent_omits_subagents(client: Client) -> None:
+async def test_conversation_as_text_omits_subagents(client: Client) -> None:
     session = await client.create("mock")
     await client.turn(session, script({"say": "Mine"}, update(None, **of_claude("t1"))))
     status, fork = await client.post(f"/sessions/{session}/fork", {})

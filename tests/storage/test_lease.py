@@ -90,7 +90,7 @@ async def beat_for(node: Node, secs: float) -> None:
         await node.lease.beat()
 
 
-async def test_numbers_of_nodes_grow_from_the_time(a: Node, b: Node) -> None:
+async def test_node_numbers_begin_at_the_time_and_grow(a: Node, b: Node) -> None:
     assert 1_700_000_000_000_000 < a.number < b.number
     await a.lease.beat()
     assert [(row.number, row.name, row.state) for row in a.lease.nodes] == [
@@ -146,7 +146,7 @@ async def test_node_takes_over_no_other_for_a_lease_after_it_was_cut_off(a: Node
     assert a.gone == [b.number]
 
 
-async def test_two_takers_take_a_node_once(a: Node, b: Node, url: str) -> None:
+async def test_two_nodes_take_over_another_one_once(a: Node, b: Node, url: str) -> None:
     async with node_at(url, "c") as c:
         await beat_for(a, LEASE_SECS)
         await beat_for(b, LEASE_SECS)
@@ -217,7 +217,7 @@ async def test_marks_and_old_nodes_are_swept(a: Node, b: Node) -> None:
     assert await a.database.fetch("SELECT n FROM nodes") == [(a.number,)]
 
 
-async def test_beat_out_of_reach_changes_nothing(a: Node) -> None:
+async def test_beat_without_a_database_changes_nothing(a: Node) -> None:
     await a.database.close()
     with pytest.raises(DatabaseError):
         await a.table.take(1, 1.0)

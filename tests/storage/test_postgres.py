@@ -172,7 +172,7 @@ async def test_commit_of_a_node_that_is_gone_stores_nothing(url: str, count: int
         assert await Queries(database).log_head(1) == 0
 
 
-async def test_taker_waits_for_a_commit_in_flight(url: str) -> None:
+async def test_takeover_waits_for_a_commit_in_flight(url: str) -> None:
     async with connected(url, 7) as (database, driver):
         blocker = await asyncpg.connect(url)
         transaction = blocker.transaction()

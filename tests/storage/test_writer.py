@@ -216,7 +216,7 @@ def has_capacity(writer: DatabaseWriter) -> bool:
     return writer.has_capacity
 
 
-async def test_backlog_over_the_limit_leaves_no_room_until_it_is_stored(
+async def test_backlog_over_the_limit_leaves_no_capacity_until_it_is_stored(
     start_writer: StartWriter, database: SlowDatabase
 ) -> None:
     writer = start_writer(limits=WriterLimits(backlog_bytes=10_000))
@@ -238,7 +238,7 @@ async def test_backlog_over_the_limit_leaves_no_room_until_it_is_stored(
     await log.reach(3)
 
 
-async def test_large_entry_leaves_no_room_until_it_is_stored(
+async def test_large_entry_leaves_no_capacity_until_it_is_stored(
     start_writer: StartWriter, database: SlowDatabase
 ) -> None:
     writer = start_writer(limits=WriterLimits(large_bytes=1000))

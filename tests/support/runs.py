@@ -95,7 +95,7 @@ def command_line(pid: int) -> bytes:
         return b""
 
 
-async def gone(pid: int) -> None:
+async def until_ended(pid: int) -> None:
     await eventually(f"process {pid} to end", lambda: not is_running(pid))
 
 

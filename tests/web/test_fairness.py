@@ -42,7 +42,7 @@ async def test_app_without_an_agent_is_served_while_another_uses_every_slot(serv
     assert (await waiting.until("turn_end"))["stop_reason"] == "end_turn"
 
 
-async def test_one_app_alone_uses_every_slot_and_no_reserved_one(serve: Serve) -> None:
+async def test_single_app_uses_every_slot_except_the_reserved_ones(serve: Serve) -> None:
     server = await serve(max_live_agents=2)
     client = await server.client()
     for _ in range(2):

@@ -108,7 +108,7 @@ async def test_page_of_events_is_limited_and_says_that_there_is_more(client: Cli
     assert pages > 3
 
 
-async def test_page_has_one_entry_at_least(client: Client) -> None:
+async def test_page_has_at_least_one_entry(client: Client) -> None:
     session = await client.create()
     await client.turn(session, script({"chunk": 5 * PAGE_BYTES}, {"say": "after it"}))
     _, first = await client.get(f"/sessions/{session}/events?after=1")

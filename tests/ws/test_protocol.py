@@ -38,7 +38,7 @@ from server.ws.protocol import (
 GOLDEN = Path(__file__).parents[1] / "golden"
 TS = 1767225600000
 
-# The frame types of docs/protocol.md.
+# The frame types of docs/reference/protocol.md.
 NUMBERED = {
     "turn_start",
     "event",
