@@ -24,8 +24,8 @@ def handle_response(
     """
     for subscription in subscriptions:
         for requests, resolve, cancel in (
-            (subscription.permission_requests, _resolve_permission, _cancel_permission),
-            (subscription.elicitation_requests, _resolve_elicitation, _cancel_elicitation),
+            (subscription.permission_requests, _apply_permission, _cancel_permission),
+            (subscription.elicitation_requests, _apply_elicitation, _cancel_elicitation),
         ):
             pending_id = next((key for key, own in requests.items() if own == response.id), None)
             if pending_id is None:
@@ -50,7 +50,7 @@ def _cancel_unless_shared(
             return  # it has an outcome already
 
 
-def _resolve_permission(session: Session, pending_id: str, result: Any) -> None:
+def _apply_permission(session: Session, pending_id: str, result: Any) -> None:
     outcome = result.get("outcome") if isinstance(result, dict) else None
     choice = outcome if isinstance(outcome, dict) else {}
     match choice.get("outcome"), choice.get("optionId"):
@@ -66,7 +66,7 @@ def _cancel_permission(session: Session, pending_id: str) -> None:
     session.permissions.resolve(pending_id)
 
 
-def _resolve_elicitation(session: Session, pending_id: str, result: Any) -> None:
+def _apply_elicitation(session: Session, pending_id: str, result: Any) -> None:
     outcome = result if isinstance(result, dict) else {}
     action, content = outcome.get("action"), outcome.get("content")
     if action not in ("accept", "decline", "cancel") or not isinstance(content, (dict, type(None))):

@@ -55,8 +55,8 @@ class Envelope(msgspec.Struct, array_like=True):
     body: bytes = b""
 
 
-_encode = msgspec.msgpack.Encoder().encode
-_decode = msgspec.msgpack.Decoder(Envelope).decode
+_encode_envelope = msgspec.msgpack.Encoder().encode
+_decode_envelope = msgspec.msgpack.Decoder(Envelope).decode
 
 
 class NodeChannel:
@@ -220,7 +220,7 @@ class Channels:
         return channel
 
     def post(self, node: int, envelope: Envelope) -> None:
-        self._bus.post(node, _encode(envelope))
+        self._bus.post(node, _encode_envelope(envelope))
 
     def forget(self, channel: NodeChannel) -> None:
         self._open.pop(channel.name, None)
@@ -244,7 +244,7 @@ class Channels:
                 channel.check()
 
     def _handle(self, message: NodeMessage) -> None:
-        envelope = _decode(message.body)
+        envelope = _decode_envelope(message.body)
         name = (envelope.opener, envelope.number, envelope.to_opener)
         if envelope.kind == "open":
             self._serve(message.sender, name, envelope.body.decode())

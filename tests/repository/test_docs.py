@@ -94,8 +94,9 @@ def test_env_example_shows_the_defaults(tmp_path: Path) -> None:
 def test_pages_name_only_existing_settings(path: Path) -> None:
     of_the_tests = {"CLAWDFORGE_TEST_REQUIRE_ALL"}
     of_connect = {TOKEN_VARIABLE, URL_VARIABLE}
+    of_the_example = {"CLAWDFORGE_MAX_PROMPT_BYTES"}  # docs/howto/add-a-setting.md
     named = set(re.findall(rf"\b{PREFIX}[A-Z_]+\b", path.read_text("utf-8")))
-    assert named <= {*config.variables(), *of_the_tests, *of_connect}
+    assert named <= {*config.variables(), *of_the_tests, *of_connect, *of_the_example}
 
 
 def test_systemd_unit_allows_enough_time_to_stop() -> None:
