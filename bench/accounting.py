@@ -15,7 +15,7 @@ from server.auth.scopes import check_scope
 from server.codec import dumps
 from server.storage import statements
 from server.storage.rows import UsageRow
-from server.storage.schema import MIGRATIONS
+from server.storage.schema import MIGRATIONS, Statement
 
 TURNS_AT_ONCE = 100
 """Turns whose rows share a commit. The commit itself is that of the turns' log entries."""
@@ -43,7 +43,7 @@ def measure_accounting(report: Report, *, quick: bool) -> None:
     report.at_most("usage, budgets, audit and scopes of a turn", spent_ms, GOAL_MS, "ms")
 
 
-def _count_turn(accounts: Accounts, turn: int) -> list[statements.Statement]:
+def _count_turn(accounts: Accounts, turn: int) -> list[Statement]:
     """The checks at the acceptance, the start and the admission of a turn, and its end."""
     check_scope(("read", "prompt"), "prompt")
     for _ in range(3):

@@ -40,5 +40,5 @@ def connect_and_raise(outbox: AlertOutbox, sessions: SessionRegistry) -> None:
 
 
 if __name__ == "__main__":
-    AlertOutbox.connect = connect_and_raise  # type: ignore[method-assign]
+    AlertOutbox.connect = connect_and_raise  # type: ignore[assignment, method-assign]
     sys.exit(main())

@@ -7,7 +7,7 @@ import contextlib
 import random
 import shutil
 import time
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 
 from measure import Samples, read_memory
@@ -142,7 +142,7 @@ async def _search(path: Path, count: int, rounds: int) -> dict[str, Samples]:
             number = start // 1000
             app_name = f"app-{number % 2}"
             await index.add(app_name, number + 1, f"session-{number}", documents, seq=1000)
-        queries = {
+        queries: dict[str, Callable[[], str]] = {
             "a frequent word": lambda: dice.choice(words[:20]),
             "a rare word": lambda: dice.choice(words[10_000:]),
             "two words": lambda: " ".join(dice.sample(words[:200], 2)),

@@ -47,8 +47,8 @@ def measure_interaction(server: Server, report: Report, *, quick: bool) -> None:
     report.compare("Between the agent and the client", "ms", shown, digits=2)
     ask = samples["question"].median - samples["permission"].median
     report.at_most("a question to the client, median, minus a permission request", ask, 5, "ms")
-    back = samples["answer"].median - samples["decision"].median
-    report.at_most("its answer to the agent, median, minus that of a permission", back, 5, "ms")
+    answer = samples["answer"].median - samples["decision"].median
+    report.at_most("its answer to the agent, median, minus that of a permission", answer, 5, "ms")
     steering = samples["steered prompt"].median
     report.at_most("a steered prompt, from the socket to the agent, median", steering, 3, "ms")
 

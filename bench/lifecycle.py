@@ -68,6 +68,7 @@ def measure_creation(
             with contextlib.closing(RawPipe(AGENT, own_folder)) as pipe:
                 pipe.turn("hi", 1)
                 took = [time.perf_counter() - started_at]
+            created_secs = 0.0
             for server in (plain, warm):
                 time.sleep(0.6)  # meanwhile the next agent is prewarmed
                 started_at = time.perf_counter()

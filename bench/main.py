@@ -27,8 +27,9 @@ import proxies
 import subscribers
 import turns
 import webhooks
+from measure import ROOT
 from report import Report
-from targets import AGENT, RIVALS, ROOT, BenchError, Server
+from targets import AGENT, RIVALS, BenchError, Server
 
 from server.agents.catalog import ACPX_VERSION
 from server.agents.process.process_tree import end_tagged, env_tag

@@ -55,7 +55,7 @@ def begin_measurement(*_: Any) -> None:
 is_measuring = False
 signal.signal(signal.SIGUSR1, begin_measurement)
 gc.callbacks.append(watch_collector)
-asyncio.Handle._run = timed  # type: ignore[method-assign]
+asyncio.Handle._run = timed  # type: ignore[assignment, method-assign]
 status = main()
 slowest.sort(reverse=True)
 found = {

@@ -18,12 +18,11 @@ from concurrent.futures import Future, ProcessPoolExecutor
 from pathlib import Path
 from urllib.parse import urlsplit
 
-from measure import Samples, read_memory
+from measure import ROOT, Samples, read_memory
 from report import Report
 from targets import (
     AGENT,
     PIECE_BYTES,
-    ROOT,
     BenchError,
     Clawdforge,
     Server,

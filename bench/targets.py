@@ -38,6 +38,7 @@ from server.agents.output_limits import MessageLimits
 from server.agents.subagents import Subagent
 from server.config import AgentCommand
 from server.data_dir import DataDir
+from server.sandbox.sandbox import OFF, Sandbox
 
 NODE = find_node()
 UPDATE = b'"session/update"'
@@ -272,6 +273,7 @@ class HostAlone:
             start_timeout=30,
             backpressure=_NoBackpressure(),
             limits=MessageLimits(each=17 << 20, per_app=34 << 20),
+            sandbox=Sandbox(OFF, DataDir(folder)),
         )
         self._recorder = _Recorder()
         try:

@@ -175,8 +175,10 @@ def measure_together(server: Server, bridge: StdioToWs, report: Report, *, quick
     ours = [Clawdforge(server) for _ in range(TOGETHER)]
     theirs = [bridge.connect() for _ in range(TOGETHER)]
     with contextlib.ExitStack() as stack:
-        for one in (*ours, *(other.socket for other in theirs)):
-            stack.callback(one.close)
+        for agent in ours:
+            stack.callback(agent.close)
+        for bridged in theirs:
+            stack.callback(bridged.socket.close)
         ways = (
             (
                 "clawdforge",

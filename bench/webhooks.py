@@ -8,9 +8,9 @@ import sys
 from collections.abc import Mapping
 from pathlib import Path
 
-from measure import Samples
+from measure import ROOT, Samples
 from report import Report
-from targets import AGENT, ROOT, BenchError, Clawdforge, Server
+from targets import AGENT, BenchError, Clawdforge, Server
 
 TURNS = 100
 SESSIONS = 20
