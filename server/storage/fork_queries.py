@@ -113,10 +113,13 @@ class ForkQueries:
         if largest is not None:
             is_large = f"first_seq = last_seq AND length(body) > {int(largest)}"
             body = f"CASE WHEN {is_large} THEN NULL ELSE body END"
+        # The sizes come from a query of their own: to add them up, SQLite would copy the bodies of
+        # all rows, which are 64 MB in a log that was written in bursts.
         rows = await self._database.fetch(
             f"SELECT session, first_seq, last_seq, {body} FROM log JOIN (SELECT last_seq,"
-            "   sum(length(body)) OVER (ORDER BY last_seq) - length(body) AS before FROM log"
-            "   WHERE session = ?1 AND last_seq > ?2 ORDER BY last_seq LIMIT 1024"
+            "   sum(size) OVER (ORDER BY last_seq) - size AS before FROM ("
+            "    SELECT last_seq, length(body) AS size FROM log"
+            "    WHERE session = ?1 AND last_seq > ?2 ORDER BY last_seq LIMIT 1024) AS sizes"
             ") AS page USING (last_seq) WHERE session = ?1 AND before < ?3 ORDER BY last_seq",
             session,
             after,

@@ -20,6 +20,11 @@ from .prompts import HostPrompt, PromptQueue
 from .settings_sync import SettingsSync
 from .stdio_proxy import StdioProxy
 
+NOTED_UPDATES = acp_settings.SETTING_UPDATES | {
+    *("tool_call", "tool_call_update", "usage_update", "session_info_update")
+}
+"""The kinds of ``session/update`` that the server reads. All others are only relayed."""
+
 LoadMeta = Callable[[AgentSpec], Mapping[str, Any]]
 
 
@@ -141,31 +146,35 @@ class ProxyEvents:
         subagent = None
         if message["method"] == "session/update":
             params = message.get("params")
+            update = params.get("update") if isinstance(params, dict) else None
             # Other agents know no such sessions, and may be careless with the id of their own one.
-            announced = "subagents" in self.spec.client_capabilities
-            subagent = subagent_of(params, self._own_id if announced else None)
-            self._note_update(params, replayed=replayed)
+            announced = "subagents" in self._binding.spec.client_capabilities
+            if announced or (isinstance(update, dict) and "_meta" in update):
+                subagent = subagent_of(params, self._own_id if announced else None)
+            if isinstance(params, dict) and isinstance(update, dict):
+                self._note_update(params, update, replayed=replayed)
         elif message["method"] == "$/cancel_request" and isinstance(message.get("params"), dict):
             self._binding.observer.request_withdrawn(message["params"].get("requestId"))
         if not replayed:
             self._binding.observer.notification_received(line, subagent)
         return subagent is not None and "session_id" in subagent
 
-    def _note_update(self, params: Any, *, replayed: bool) -> None:
-        update = params.get("update") if isinstance(params, dict) else None
-        kind = update.get("sessionUpdate") if isinstance(update, dict) else None
-        if not isinstance(update, dict):
+    def _note_update(
+        self, params: Mapping[str, Any], update: dict[str, Any], *, replayed: bool
+    ) -> None:
+        kind = update.get("sessionUpdate")
+        if not isinstance(kind, str) or kind not in NOTED_UPDATES:
             return
         if kind in ("tool_call", "tool_call_update"):
             if not replayed:
                 self._binding.observer.tool_call_updated(update)
         elif self._is_of_child(params):
             return
-        elif isinstance(kind, str) and kind in acp_settings.SETTING_UPDATES:
+        elif kind in acp_settings.SETTING_UPDATES:
             self._sync.note_update(update, kind, replayed=replayed)
         elif kind == "usage_update":
             self._binding.observer.usage_updated(update, replayed=replayed)
-        elif kind == "session_info_update" and not replayed:
+        elif not replayed:
             self._binding.observer.info_updated(update)
 
     def _is_of_child(self, params: Mapping[str, Any]) -> bool:
