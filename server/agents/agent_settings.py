@@ -13,6 +13,13 @@ REPORT_BYTES = 64 << 10
 """The limit, as JSON, of each field of :class:`AgentSettings`."""
 
 
+def can_load(capabilities: Mapping[str, Any]) -> bool:
+    """Whether an agent with those ``agentCapabilities`` can load a conversation."""
+    sessions = capabilities.get("sessionCapabilities")
+    resumes = isinstance(sessions, dict) and sessions.get("resume") is not None
+    return bool(capabilities.get("loadSession")) or resumes
+
+
 def bounded(value: Any, limit: int = REPORT_BYTES) -> Any:
     """Shorten *value*, which an agent wrote, to *limit* bytes as JSON.
 

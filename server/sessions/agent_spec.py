@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from ..agents.base import AgentSpec
 from ..agents.traits import AgentTraits
+from .announcement import Announcement
 from .core import SessionCore
 from .options import agent_parameters
 
@@ -26,7 +27,7 @@ def system_delivery(core: SessionCore) -> str | None:
 
 def agent_spec(core: SessionCore) -> AgentSpec:
     row, options = core.row, core.options
-    git = options.git
+    git, announced = options.git, Announcement.of(options)
     return AgentSpec(
         key=row.id,
         agent=row.agent,
@@ -37,7 +38,7 @@ def agent_spec(core: SessionCore) -> AgentSpec:
         preface=row.system if system_delivery(core) == "prompt" else None,
         owner=row.app_name,
         parameters=agent_parameters(options, core.context.settings.mcp_servers),
-        elicitation=options.announced_modes,
+        elicitation=announced.elicitation,
         repository=git.repository if git is not None and git.worktree else None,
-        client_capabilities=tuple(sorted(options.client_capabilities or ())),
+        client_capabilities=announced.client_capabilities,
     )

@@ -24,6 +24,7 @@ from ..storage.writer import DatabaseWriter
 from ..tasks import Tasks, to_completion
 from ..validation import MAX_NAME, OptionValue
 from ..workspace.worktrees import Worktrees
+from .announcement import Announcement
 from .details import encode_meta
 from .lifetime import Lifetime
 from .options import (
@@ -184,15 +185,17 @@ class SessionCreator:
     def reserve_agent(self, app_name: str, draft: SessionDraft, *, is_fork: bool) -> None:
         """Assign an id to the draft, and a prewarmed agent if one is ready that fits.
 
-        A fork gets none, because the agent may fork a conversation for it.
+        The agent is set to the model, the mode and the options of the request before its first
+        prompt. A fork gets none, because the agent may fork a conversation for it.
         """
         request = draft.request
-        is_plain = request.model is None and request.system is None and draft.folder is None
+        is_plain = request.system is None and draft.folder is None
         is_plain = is_plain and not self._backend.environ_of(app_name)
         is_plain = is_plain and self._backend.sandbox.of(app_name) is self._backend.sandbox
         is_plain = is_plain and not is_fork and request.options.git is None
         if is_plain and not request.options.concern_agent:
-            draft.prewarmed = self._prewarmer.reserve(draft.agent, request.options.announced_modes)
+            announced = Announcement.of(request.options)
+            draft.prewarmed = self._prewarmer.reserve(draft.agent, announced)
         draft.id = str(uuid.uuid4()) if draft.prewarmed is None else draft.prewarmed.id
 
     async def store(

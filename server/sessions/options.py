@@ -17,6 +17,7 @@ from typing import Annotated, Any, Literal
 
 import msgspec
 
+from ..agents.agent_settings import can_load
 from ..agents.base import Backend
 from ..agents.parameters import NO_PARAMETERS, AgentParameters
 from ..codec import dumps
@@ -159,8 +160,8 @@ class SessionOptions(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=Tr
 
     @property
     def concern_agent(self) -> bool:
-        """Whether the agent must be started with them, so that a prewarmed agent cannot serve."""
-        return bool(self.of_agent)
+        """Whether the agent gets them at its start, so that no prewarmed agent can serve."""
+        return any(name != "client_capabilities" for name in self.of_agent)
 
     @property
     def of_agent(self) -> list[str]:
@@ -332,11 +333,7 @@ def check_can_reload(capabilities: Any) -> None:
     Raises:
         Error: ``not_supported``.
     """
-    if not isinstance(capabilities, dict):
-        return
-    sessions = capabilities.get("sessionCapabilities")
-    resumes = isinstance(sessions, dict) and sessions.get("resume") is not None
-    if not (capabilities.get("loadSession") or resumes):
+    if isinstance(capabilities, dict) and not can_load(capabilities):
         raise not_supported(
             "elicitation: the agent must be started again for that, and it cannot load its"
             " conversation: open a new session"

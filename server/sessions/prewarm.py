@@ -15,7 +15,7 @@ import logging
 import math
 import uuid
 from collections import Counter, deque
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Iterable
 from typing import Any
 
 import msgspec
@@ -27,6 +27,7 @@ from ..storage import statements
 from ..storage.writer import DatabaseWriter
 from ..tasks import Tasks
 from .agent_slots import NO_APP, AgentSlots
+from .announcement import Announcement
 from .workspaces import Workspaces
 
 logger = logging.getLogger(__name__)
@@ -43,11 +44,19 @@ class CarriedPrewarmed(msgspec.Struct, kw_only=True):
     cwd: str
     elicitation: tuple[str, ...]
     messages: list[bytes]
+    client_capabilities: tuple[str, ...] = ()
 
 
-def _spec(key: str, agent: str, cwd: str, elicitation: tuple[str, ...]) -> AgentSpec:
+def _spec(key: str, agent: str, cwd: str, announced: Announcement) -> AgentSpec:
     """The specification of a prewarmed agent."""
-    return AgentSpec(key=key, agent=agent, cwd=cwd, permission="deny-all", elicitation=elicitation)
+    return AgentSpec(
+        key=key,
+        agent=agent,
+        cwd=cwd,
+        permission="deny-all",
+        elicitation=announced.elicitation,
+        client_capabilities=announced.client_capabilities,
+    )
 
 
 class PrewarmedAgent(AgentObserver):
@@ -56,6 +65,7 @@ class PrewarmedAgent(AgentObserver):
     Attributes:
         app_name: :data:`NO_APP`.
         last_used: minus infinity, so that it is evicted before the agents of sessions.
+        announced: what the agent has learned at its start.
         is_ready: the agent has opened its ACP session.
         messages: those that a session will get.
     """
@@ -67,6 +77,7 @@ class PrewarmedAgent(AgentObserver):
     def __init__(self, pool: Prewarmer, backend: Backend, spec: AgentSpec) -> None:
         self.id = spec.key
         self.spec = spec
+        self.announced = Announcement(spec.elicitation, spec.client_capabilities)
         self.agent: Agent = backend.agent(spec, self)
         self.is_ready = False
         self._pool = pool
@@ -149,8 +160,8 @@ class Prewarmer:
         self.agents: list[PrewarmedAgent] = []
         self.making: set[str] = set()
         self._count = count
-        # The modes of the newest sessions: the pool has agents in the same proportion.
-        self._wanted: deque[tuple[str, ...]] = deque([()] * count, maxlen=count)
+        # The announcements of the newest sessions: the pool has agents in the same proportion.
+        self._wanted = deque([Announcement()] * count, maxlen=count)
         self._backend = backend
         self._writer = writer
         self._slots = slots
@@ -169,32 +180,34 @@ class Prewarmer:
         """The number of agents that have yet to be started."""
         return max(0, self._count - len(self.agents))
 
-    def start(self, abandoned: list[str]) -> None:
+    def start(self, abandoned: list[str], recent: Iterable[Announcement] = ()) -> None:
         """Start the agents, and delete the data of those that an earlier server left.
 
         Args:
             abandoned: ids of prewarmed agents, and of forks, that never became sessions.
+            recent: the announcements of the newest sessions of the default agent, the oldest first.
         """
+        self._wanted.extend(recent)
         known = [one.id for one in self.agents]  # of an earlier version of the server
         if abandoned := [one for one in abandoned if one not in known]:
             self._tasks.spawn(self.delete_data(abandoned), "prewarm-clear")
         self.fill()
 
-    def reserve(self, agent: str, elicitation: tuple[str, ...]) -> PrewarmedAgent | None:
+    def reserve(self, agent: str, announced: Announcement) -> PrewarmedAgent | None:
         """Remove an agent from the pool for a session; None if no matching agent is ready.
 
         The caller gives it to a session, or calls :meth:`end`.
 
         Args:
             agent: the name of the agent.
-            elicitation: as in :class:`AgentSpec`. An agent learns it when it is started.
+            announced: what the agent must have learned at its start.
         """
         fitting = [one for one in self.agents if one.spec.agent == agent]
         if not fitting:
             return None
-        self._wanted.append(elicitation)
+        self._wanted.append(announced)
         for prewarmed in fitting:
-            if prewarmed.spec.elicitation == elicitation and prewarmed.can_hibernate:
+            if prewarmed.announced == announced and prewarmed.can_hibernate:
                 prewarmed.reserve()
                 self.agents.remove(prewarmed)
                 return prewarmed
@@ -211,6 +224,7 @@ class Prewarmer:
                 cwd=one.spec.cwd,
                 elicitation=one.spec.elicitation,
                 messages=one.messages,
+                client_capabilities=one.spec.client_capabilities,
             )
             for one in self.agents
             if one.is_ready
@@ -218,10 +232,11 @@ class Prewarmer:
 
     async def restore(self, carried: CarriedPrewarmed) -> None:
         """Restore a prewarmed agent of an earlier version of the server."""
-        spec = _spec(carried.id, carried.agent, carried.cwd, carried.elicitation)
+        announced = Announcement(carried.elicitation, carried.client_capabilities)
+        spec = _spec(carried.id, carried.agent, carried.cwd, announced)
         if self._count and self._backend.has_process(carried.id):
             prewarmed = PrewarmedAgent(self, self._backend, spec)
-            self._wanted.append(carried.elicitation)
+            self._wanted.append(announced)
             self._slots.restore(prewarmed)
             await self._backend.restore(carried.id)
             for message in carried.messages:
@@ -236,8 +251,8 @@ class Prewarmer:
         """
         wanted = Counter(self._wanted)
         for prewarmed in tuple(self.agents):
-            if wanted[prewarmed.spec.elicitation] > 0:
-                wanted[prewarmed.spec.elicitation] -= 1
+            if wanted[prewarmed.announced] > 0:
+                wanted[prewarmed.announced] -= 1
             elif prewarmed.can_hibernate:
                 logger.info("prewarmed agent %s dropped: new sessions need others", prewarmed.id)
                 self.agents.remove(prewarmed)
@@ -264,9 +279,8 @@ class Prewarmer:
         session_id = str(uuid.uuid4())
         folder = self._workspaces.path(session_id)
         wanted = Counter(self._wanted)
-        wanted.subtract(one.spec.elicitation for one in self.agents)
-        elicitation = max(wanted, key=lambda modes: wanted[modes])
-        spec = _spec(session_id, agent, str(folder), elicitation)
+        wanted.subtract(one.announced for one in self.agents)
+        spec = _spec(session_id, agent, str(folder), max(wanted, key=lambda one: wanted[one]))
         prewarmed = PrewarmedAgent(self, self._backend, spec)
         if not self._slots.try_acquire(prewarmed):
             return False

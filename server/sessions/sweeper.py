@@ -9,7 +9,10 @@ from collections.abc import Awaitable, Callable
 from typing import TYPE_CHECKING
 
 from ..cluster.membership import ElsewhereError
+from ..errors import Error
+from .announcement import Announcement
 from .lifetime import is_idle
+from .options import SessionOptions
 
 if TYPE_CHECKING:
     from .registry import SessionRegistry
@@ -63,9 +66,22 @@ class Sweeper:
         making = set(sessions.prewarmer.making)
         # Last: a fork whose row was stored since the first query is a session now.
         known = await sessions.queries.all_session_ids()
-        sessions.prewarmer.start(sorted(prewarmed - making - known))
+        sessions.prewarmer.start(sorted(prewarmed - making - known), await self._recent())
         self._has_started_prewarming = True
         await self._remove_empty_folders(prewarmed)
+
+    async def _recent(self) -> list[Announcement]:
+        """What the agents of the newest sessions learned, the oldest first."""
+        sessions, count = self._sessions, self._sessions.prewarmer.missing
+        if not count:
+            return []
+        try:
+            agent = await sessions.agents.choose(None)
+        except Error:  # none is installed
+            return []
+        stored = await sessions.queries.newest_options(agent, count)
+        options = map(SessionOptions.decode, reversed(stored))
+        return [Announcement.of(one) for one in options if not one.concern_agent]
 
     async def _delete_unfinished(self) -> None:
         """Delete what nodes of the cluster that have ended were making: forks and worktrees."""

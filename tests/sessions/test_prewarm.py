@@ -11,6 +11,7 @@ from typing import Any
 
 import pytest
 
+from server.sessions.announcement import Announcement
 from server.storage.writer import DatabaseWriter
 
 from ..conftest import Serve, Spawn
@@ -104,7 +105,7 @@ async def test_session_with_other_options_gets_no_prewarmed_agent(
     client = await server.client()
     await until_prewarmed(server, 1)
     (agent,) = prewarmed(server)
-    for options in ({"model": "mock-large"}, {"system": "Be brief."}, {"cwd": str(root)}):
+    for options in ({"system": "Be brief."}, {"cwd": str(root)}):
         session = await client.create("mock", **options)
         assert (await client.state(session))["agent_state"] in ("waking", "live")
     assert (await client.turn(await client.create("mock-modes"), "hello"))[0] == 200
@@ -220,25 +221,51 @@ async def test_prewarmed_agents_of_a_killed_server_leave_nothing(
 
 @only_sqlite
 async def test_prewarmed_agents_get_the_capabilities_of_the_newest_sessions(serve: Serve) -> None:
-    server = await serve(prewarmed_agents=1)
+    settings: Any = {
+        "prewarmed_agents": 1,
+        "default_agent": "mock",
+        "agents": {"mock": mock_agent("--modes")},
+    }
+    server = await serve(**settings)
     client = await server.client()
     await until_ready(server, ())
-    for setting, is_prewarmed in (("ask", False), ("ask", True), ("off", False)):
-        _, state = await client.post("/sessions", {"elicitation": setting})
-        modes = ("form", "url") if setting == "ask" else ()
+    page: Json = {"elicitation": "ask", "client_capabilities": ["subagents", "plan"]}
+    state: Json = {}
+    for body, is_prewarmed in ((page, False), ({**page, "model": "mock-large"}, True)):
+        state = await created(client, body)
         # A session never takes over an agent with another announcement.
         assert (state["agent_state"] == "prewarmed") is is_prewarmed
-        initialize = (await report(client, state["session_id"]))["initialize"]
-        told = initialize["clientCapabilities"].get("elicitation", {})
-        assert tuple(told) == modes
-        await until_ready(server, modes)
+        assert await announced(client, state["session_id"]) == {"elicitation", "plan", "subagents"}
+        await until_ready(server, ("form", "url"), ("plan", "subagents"))
+    assert (await client.state(state["session_id"]))["models"]["currentModelId"] == "mock-large"
+    await server.stop()
+    server = await serve(**settings)
+    client = Client(server.url, client.token, client.http)
+    await until_ready(server, ("form", "url"), ("plan", "subagents"))  # it knows the sessions
+    state = await created(client, {"elicitation": "off"})
+    assert state["agent_state"] != "prewarmed"
+    assert await announced(client, state["session_id"]) == set()
+    await until_ready(server, ())
 
 
-async def until_ready(server: LocalServer, elicitation: tuple[str, ...]) -> None:
-    """Wait for a prewarmed agent that knows which questions it may ask."""
+async def created(client: Client, body: Json) -> Json:
+    status, state = await client.post("/sessions", body)
+    assert status == 200, state
+    return state
+
+
+async def announced(client: Client, session: str) -> set[str]:
+    """What the agent knows of the session's clients."""
+    capabilities: Json = (await report(client, session))["initialize"]["clientCapabilities"]
+    return {"elicitation", "plan", "subagents"} & capabilities.keys()
+
+
+async def until_ready(
+    server: LocalServer, elicitation: tuple[str, ...], further: tuple[str, ...] = ()
+) -> None:
+    """Wait for a prewarmed agent that knows such clients."""
+    wanted = Announcement(elicitation, further)
     await eventually(
-        f"a prewarmed agent for {elicitation}",
-        lambda: any(
-            one.is_ready and one.spec.elicitation == elicitation for one in prewarmed(server)
-        ),
+        f"a prewarmed agent for {wanted}",
+        lambda: any(one.is_ready and one.announced == wanted for one in prewarmed(server)),
     )
