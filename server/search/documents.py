@@ -17,6 +17,15 @@ _PROMPTS = (b'{"type":"turn_start"', b'{"type":"turn_steer"')
 _EVENT_ENTRY = b'{"type":"event"'
 _CHUNK = b'"agent_message_chunk"'
 _TOOL_CALL = b'"tool_call"'
+_SUBAGENT = b'"subagent":'
+HEAD_BYTES = 160
+"""What the server writes before the subagent of an entry is shorter."""
+MAX_HELD = 256 << 10
+"""Messages at the same time: beyond this size, all of them end."""
+DOCUMENT_SIZE = 512
+"""A message counts with this size, and with its characters."""
+_Speaker = tuple[tuple[str, str], ...]
+"""The ids of a subagent; empty for the agent itself."""
 
 
 class Document(msgspec.Struct):
@@ -25,30 +34,46 @@ class Document(msgspec.Struct):
     Attributes:
         seq: position of its first entry.
         ts: unix milliseconds.
+        subagent: the subagent that said it, as the entry names it; None for a prompt or a message
+            of the agent itself.
     """
 
     seq: int
     ts: int
     turn_index: int
     text: str
+    subagent: dict[str, str] | None = None
+
+
+class _Message(msgspec.Struct):
+    """A message whose chunks are being collected."""
+
+    document: Document
+    pieces: list[str] = msgspec.field(default_factory=list)
+    size: int = 0
+
+    def add(self, text: str) -> None:
+        self.pieces.append(text)
+        self.size += len(text)
 
 
 class DocumentReader:
     """Reads documents from the entries of one session, in order.
 
-    A message arrives in chunks. It ends with the next entry that is not an update of the agent, or
-    with a tool call.
+    A message arrives in chunks, between which there may be those of subagents, each of which has
+    messages of its own. It ends with the next entry that is not an update, or with a tool call of
+    the same agent.
 
     Attributes:
-        complete_seq: the position up to which all documents were returned.
+        complete_seq: the position up to which all documents were returned, and none after it.
     """
 
     def __init__(self, after: int) -> None:
         self.complete_seq = after
         self._position = after
-        self._message: Document | None = None
-        self._pieces: list[str] = []
-        self._size = 0
+        self._messages: dict[_Speaker, _Message] = {}
+        self._ended: list[Document] = []
+        self._held = 0
 
     def read(self, lines: Iterable[bytes]) -> list[Document]:
         """Return the documents that are complete with the next entries."""
@@ -57,43 +82,71 @@ class DocumentReader:
             self._position += 1
             if line.startswith(_EVENT_ENTRY):
                 if _CHUNK in line:
-                    self._add_chunk(line, found)
-                elif _TOOL_CALL in line:
-                    self._end_message(found)
+                    self._add_chunk(line)
+                elif self._messages and _TOOL_CALL in line:
+                    self._end_message(_speaker_of(line))
             else:
-                self._end_message(found)
+                self._end_messages()
                 if line.startswith(_PROMPTS):
-                    found += _prompt(line)
-            if self._message is None:
-                self.complete_seq = self._position
+                    self._ended += _prompt(line)
+            if self._held > MAX_HELD:
+                self._end_messages()
+            if not self._messages:
+                found += self._release()
         return found
 
     def end(self) -> list[Document]:
-        """Return the unfinished message: no chunk of it will follow."""
-        found: list[Document] = []
-        self._end_message(found)
+        """Return the unfinished messages: no chunk of them will follow."""
+        self._end_messages()
+        return self._release()
+
+    def _release(self) -> list[Document]:
+        found, self._ended, self._held = self._ended, [], 0
         self.complete_seq = self._position
         return found
 
-    def _add_chunk(self, line: bytes, found: list[Document]) -> None:
+    def _add_chunk(self, line: bytes) -> None:
         entry = parse_message(line)
         text = _message_text(entry) if entry is not None else ""
         if entry is None or not text:
             return
-        if self._message is not None and (
-            self._size > MAX_CHARACTERS or entry["turn_index"] != self._message.turn_index
+        subagent = entry.get("subagent")
+        speaker = _key_of(subagent)
+        message = self._messages.get(speaker)
+        if message is not None and (
+            message.size > MAX_CHARACTERS or entry["turn_index"] != message.document.turn_index
         ):
-            self._end_message(found)
-        if self._message is None:
-            self._message = _new_document(entry, "")
-        self._pieces.append(text)
-        self._size += len(text)
+            self._end_message(speaker)
+            message = None
+        if message is None:
+            document = _new_document(entry, "")
+            document.subagent = subagent if speaker else None
+            message = self._messages[speaker] = _Message(document)
+            self._held += DOCUMENT_SIZE
+        message.add(text)
+        self._held += len(text)
 
-    def _end_message(self, found: list[Document]) -> None:
-        if self._message is not None:
-            self._message.text = _well_formed("".join(self._pieces))
-            found.append(self._message)
-            self._message, self._pieces, self._size = None, [], 0
+    def _end_messages(self) -> None:
+        for speaker in tuple(self._messages):
+            self._end_message(speaker)
+
+    def _end_message(self, speaker: _Speaker) -> None:
+        message = self._messages.pop(speaker, None)
+        if message is not None:
+            message.document.text = _well_formed("".join(message.pieces))
+            self._ended.append(message.document)
+
+
+def _speaker_of(line: bytes) -> _Speaker:
+    """The speaker of an event, whose message is read only if it may be of a subagent."""
+    if line.find(_SUBAGENT, 0, HEAD_BYTES) < 0:
+        return ()
+    entry = parse_message(line)
+    return _key_of(entry.get("subagent")) if entry is not None else ()
+
+
+def _key_of(subagent: Any) -> _Speaker:
+    return tuple(sorted(subagent.items())) if isinstance(subagent, dict) else ()
 
 
 def _prompt(line: bytes) -> list[Document]:

@@ -10,6 +10,7 @@ from typing import Any
 
 import msgspec
 
+from ..codec import dumps, loads
 from ..errors import DatabaseError, Error, ErrorCode
 from ..storage.database import Database
 from ..storage.drivers.sqlite_files import SIDECARS
@@ -38,16 +39,38 @@ INDEX_MIGRATIONS = (
         scope, said, prefix = '2 3', tokenize = 'unicode61 remove_diacritics 2'
     );
     """,
+    # The texts of subagents were parts of the agent's: everything is indexed again.
+    """
+    DROP TABLE texts;
+    DROP TABLE documents;
+    DELETE FROM indexed;
+    CREATE TABLE documents (
+        id INTEGER PRIMARY KEY,
+        session INTEGER NOT NULL,
+        turn_index INTEGER NOT NULL,
+        seq INTEGER NOT NULL,
+        subagent TEXT
+    );
+    CREATE INDEX documents_by_session ON documents (session);
+    CREATE VIRTUAL TABLE texts USING fts5 (
+        scope, said, prefix = '2 3', tokenize = 'unicode61 remove_diacritics 2'
+    );
+    """,
 )
 
 
 class Hit(msgspec.Struct):
-    """A text that matches a query."""
+    """A text that matches a query.
+
+    Attributes:
+        subagent: the subagent that said it; None for a prompt or a message of the agent itself.
+    """
 
     session_id: str
     turn_index: int
     seq: int
     snippet: str
+    subagent: dict[str, str] | None
 
 
 class Indexed(msgspec.Struct):
@@ -118,8 +141,9 @@ class SearchIndex:
             first_id = document.ts * IDS_PER_MILLISECOND
             statements.append(
                 (
-                    "INSERT INTO documents (id, session, turn_index, seq) VALUES ((SELECT"
-                    " coalesce(max(id) + 1, ?) FROM documents WHERE id >= ? AND id < ?), ?, ?, ?)",
+                    "INSERT INTO documents (id, session, turn_index, seq, subagent) VALUES"
+                    " ((SELECT coalesce(max(id) + 1, ?) FROM documents WHERE id >= ? AND id < ?),"
+                    " ?, ?, ?, ?)",
                     (
                         first_id,
                         first_id,
@@ -127,6 +151,7 @@ class SearchIndex:
                         session,
                         document.turn_index,
                         document.seq,
+                        None if document.subagent is None else dumps(document.subagent).decode(),
                     ),
                 )
             )
@@ -167,12 +192,15 @@ class SearchIndex:
             await self._database.interrupt()
             message = "the search takes too long: use rarer words"
             raise Error(ErrorCode.RATE_LIMITED, message) from None
-        return [Hit(row[0], row[1], row[2], joined(row[3])) for row in rows]
+        return [
+            Hit(row[0], row[1], row[2], joined(row[3]), None if row[4] is None else loads(row[4]))
+            for row in rows
+        ]
 
     async def _fetch_hits(self, expression: str, limit: int) -> list[tuple[Any, ...]]:
         return await self._database.fetch(
             "SELECT indexed.session_id, documents.turn_index, documents.seq,"
-            " snippet(texts, 1, '', '', '…', ?)"
+            " snippet(texts, 1, '', '', '…', ?), documents.subagent"
             " FROM texts CROSS JOIN documents ON documents.id = texts.rowid"
             " CROSS JOIN indexed ON indexed.session = documents.session"
             " WHERE texts MATCH ? ORDER BY texts.rowid DESC LIMIT ?",

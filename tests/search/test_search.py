@@ -9,12 +9,15 @@ from urllib.parse import urlencode
 
 import pytest
 
+from server.codec import dumps
 from server.data_dir import DataDir
-from server.search.documents import Document
+from server.search.documents import Document, DocumentReader
 from server.search.index import SearchIndex
 from server.search.text import match_expression
+from server.sessions import entries
 
 from ..conftest import Serve
+from ..sessions.test_subagents import of_claude, update
 from ..support.client import Client, Json, chunk_text, failure
 from ..support.harness import LocalServer, eventually, script
 
@@ -49,6 +52,52 @@ async def test_prompts_and_messages_are_found_newest_first(client: Client) -> No
     assert await find(client, "pineapple", limit=1) == hits[:1]
     assert await find(client, "yellow pineapple") == hits[:1]
     assert await find(client, "green pineapple") == []
+
+
+async def test_texts_of_subagents_are_found_apart_and_attributed(client: Client) -> None:
+    session = await client.create()
+    aside = update(None, **of_claude("t1"))
+    steps = [{"say": "One walrus"}, aside, {"say": " sings."}, aside]
+    await client.turn(session, script(*steps))
+    [found] = await until_found(client, "asideaside")
+    chunks = [one["seq"] for one in await client.events(session) if "subagent" in one]
+    assert (found["subagent"], found["seq"]) == ({"tool_call_id": "t1"}, chunks[0])
+    message, prompt = await find(client, "walrus")
+    assert message["snippet"] == "One walrus sings."
+    assert "subagent" not in message
+    assert "subagent" not in prompt
+
+
+def test_documents_are_the_same_wherever_the_reading_is_interrupted() -> None:
+    dice = random.Random(11)
+    speakers = [None, {"session_id": "a"}, {"session_id": "a", "tool_call_id": "b"}]
+    lines = []
+    for seq in range(1, 400):
+        fields = b'"prompt":[{"type":"text","text":"ask"}]'
+        kind = dice.choice(["event"] * 30 + ["turn_start", "notice"])
+        if kind == "event":
+            call = {"sessionUpdate": "tool_call", "toolCallId": "1"}
+            said = {"sessionUpdate": "agent_message_chunk", "content": {"text": f" {seq}"}}
+            params = {"update": dice.choice([call, said, said, said])}
+            fields = entries.event_fields(dumps({"params": params}), dice.choice(speakers))
+        lines.append(entries.entry(kind, seq, seq, 1, fields))
+
+    def read(cuts: list[int]) -> list[Document]:
+        """Read up to each cut, and then begin again where the reading was complete."""
+        found: list[Document] = []
+        done, reader = 0, DocumentReader(0)
+        for cut in [*cuts, len(lines)]:
+            reader = DocumentReader(done)
+            found += reader.read(lines[done:cut])
+            done = max(done, reader.complete_seq)
+        return sorted([*found, *reader.end()], key=lambda document: document.seq)
+
+    whole = read([])
+    assert {tuple((one.subagent or {}).items()) for one in whole} == {
+        tuple((one or {}).items()) for one in speakers
+    }
+    for _ in range(50):
+        assert read(sorted(dice.sample(range(len(lines)), 5))) == whole
 
 
 async def test_words_of_scripts_without_spaces_are_found(client: Client) -> None:

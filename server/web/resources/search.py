@@ -8,9 +8,11 @@ import msgspec
 from aiohttp import web
 
 from ...codec import loads
+from ...search.index import Hit
 from ..context import app_name_of, context_of
 from ..endpoint import Endpoint, Tag
 from ..field_types import Count, TurnIndex, doc
+from .events import SubagentInfo
 
 MAX_QUERY_CHARACTERS = 1000
 MAX_HITS = 100
@@ -35,6 +37,10 @@ class SearchHit(msgspec.Struct, kw_only=True):
     seq: Annotated[Count, doc("The entry of the log with which the text begins.")]
     title: Annotated[str | None, doc("`meta.title` of the session.")]
     snippet: Annotated[str, doc("A part of the text.")]
+    subagent: Annotated[
+        SubagentInfo | msgspec.UnsetType,
+        doc("The subagent that said it; absent if the client or the agent itself did."),
+    ] = msgspec.UNSET
 
 
 class SearchHits(msgspec.Struct, kw_only=True):
@@ -50,7 +56,8 @@ class SearchHits(msgspec.Struct, kw_only=True):
     scope="read",
     summary="Search everything that was said",
     description="Prompts and messages of the agents in all sessions of the app, also closed ones. A"
-    " text can be found about a second after its turn has ended.",
+    " text can be found about a second after its turn has ended. A hit in what a subagent said has"
+    " `subagent`.",
     example={"ok": True, "hits": []},
     failures=("rate_limited",),
 )
@@ -64,10 +71,17 @@ async def search(request: web.Request, query: SearchQuery) -> SearchHits:
                 seq=hit.seq,
                 title=_title(loads(meta)),
                 snippet=hit.snippet,
+                subagent=_subagent(hit),
             )
             for hit, meta in found
         ]
     )
+
+
+def _subagent(hit: Hit) -> SubagentInfo | msgspec.UnsetType:
+    if hit.subagent is None:
+        return msgspec.UNSET
+    return msgspec.convert(hit.subagent, SubagentInfo)
 
 
 def _title(meta: dict[str, Any]) -> str | None:
