@@ -11,9 +11,9 @@ from ..codec import dumps, loads
 from ..errors import Error, ErrorCode, bad_request
 from ..storage import statements
 from ..tasks import to_completion
-from . import entries
 from .core import SessionCore
 from .lifetime import lifetime_view
+from .undo_notices import log_undo
 
 logger = logging.getLogger(__name__)
 
@@ -118,21 +118,8 @@ class SessionDetails:
     def log_undo(
         self, entry_index: int, replaced: str, turn_index: int | None, snapshot_id: str | None
     ) -> None:
-        """Log that the folder was restored, for the clients that show it.
-
-        Args:
-            entry_index: the turn index of the entry.
-            replaced: the snapshot of the state that was replaced.
-            turn_index, snapshot_id: the state that was restored: before a turn, or a snapshot.
-        """
-        if self._core.is_log_complete:
-            return  # it was closed meanwhile
-        if turn_index is not None:
-            state: dict[str, Any] = {"restored_turn": turn_index}
-        else:
-            state = {"restored_snapshot": snapshot_id}
-        fields = entries.encode_fields(notice="undone", snapshot_id=replaced, **state)
-        self._core.log.append("notice", entry_index, fields)
+        """Log that the folder was restored; see :func:`undo_notices.log_undo`."""
+        log_undo(self._core, entry_index, replaced, turn_index, snapshot_id)
 
     async def mark_read(self, seq: int) -> None:
         """Note that the app has read the entries up to *seq*.

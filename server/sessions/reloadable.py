@@ -44,7 +44,7 @@ class ReloadableSessions:
 
     def is_settled(self) -> bool:
         registry = self._registry
-        is_quiet = registry.closing.is_empty and registry.snapshots.tasks.is_empty
+        is_quiet = registry.closing.is_empty and registry.snapshots.is_idle
         return is_quiet and all(one.continuation.is_settled for one in registry.in_memory())
 
     async def freeze(self) -> None:
@@ -97,6 +97,9 @@ class ReloadableSessions:
             stored = await self._registry.queries.session(session_id)
             if stored is not None and stored.closed_at is None:
                 await self._continue(await self._registry.load(stored), state)
+        for session_id in tuple(self._registry.snapshots.finished):  # those without other work
+            if (found := await self._registry.find(session_id)) is not None:
+                await found.succession.log_undo()
         backend = self._registry.backend
         backend.resume()
         await backend.end_unclaimed()

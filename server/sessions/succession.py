@@ -10,6 +10,7 @@ from .turn_queue import TurnQueue
 from .turn_recorder import TurnRecorder
 from .turn_runner import TurnRunner
 from .turns import CancelCause, CurrentTurn, Turn
+from .undo_notices import log_finished_undo
 
 INTERRUPTED_SECS = 1.0
 """The time that a turn has to end by itself after the server has interrupted it."""
@@ -69,10 +70,14 @@ class Succession:
         """Run the waiting turns that another node has left; end its running turn and requests."""
         await self._take_up(continues=True)
 
+    async def log_undo(self) -> None:
+        """Log the undo that an earlier server has left unfinished."""
+        await log_finished_undo(self._core)
+
     async def _take_up(self, *, continues: bool) -> None:
         core = self._core
         queries, number = core.context.queries, core.row.n
-        await core.context.snapshots.finish_undo(core.row.id, core.row.cwd)
+        await self.log_undo()
         await self._requests.recover(core.row, queries)
         waiting: list[Turn] = []
         for row in await queries.unfinished_turns(number):

@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from collections.abc import Callable, Mapping
+from collections.abc import Awaitable, Callable, Mapping
 from typing import TYPE_CHECKING, Any
+
+import msgspec
 
 from ..errors import Error, ErrorCode, not_found
 from .fingerprint import Fingerprint, take_fingerprint
@@ -16,6 +18,23 @@ if TYPE_CHECKING:
     from .snapshots import Snapshots
 
 logger = logging.getLogger(__name__)
+
+
+class FinishedUndo(msgspec.Struct, kw_only=True):
+    """An undo of an earlier server, whose entry the log may lack.
+
+    Attributes:
+        snapshot_id: the state that was replaced; None if the undo was begun by an older version.
+        turn_index, restored_id: what was restored: the state before a turn, or a snapshot.
+        entry_index: the turn index of the entry.
+        position: of the log, after which the entry is.
+    """
+
+    snapshot_id: str | None = None
+    turn_index: int | None = None
+    restored_id: str | None = None
+    entry_index: int = 0
+    position: int = 0
 
 
 class SessionSnapshots:
@@ -182,15 +201,20 @@ class SessionSnapshots:
         turn_index: int | None,
         snapshot_id: str | None,
         last_turn: int,
+        entry_index: int,
+        position: int,
         is_busy: Callable[[], bool],
-        restored: Callable[[str], None],
+        restored: Callable[[str], Awaitable[None]],
     ) -> dict[str, Any]:
         """Restore the folder to its state before a turn, or to a snapshot.
 
         Args:
             last_turn: the session's newest turn.
+            entry_index: the turn index of a log entry about the undo.
+            position: of the log, after which that entry will be.
             is_busy: whether a turn runs in the folder. A later prompt waits for the undo.
-            restored: called with the ``snapshot_id``, before a waiting prompt proceeds.
+            restored: logs the undo with the ``snapshot_id``, before a waiting prompt proceeds.
+                Until the awaitable is done, a restart of the server logs the undo again.
 
         Returns:
             ``snapshot_id`` of the state that was replaced, the number of ``restored`` files, and
@@ -200,7 +224,13 @@ class SessionSnapshots:
             Error: ``conflict``, ``not_found`` or ``not_supported``.
         """
         self._service.check()
-        fields = {"turn_index": turn_index, "snapshot_id": snapshot_id, "last_turn": last_turn}
+        fields = {
+            "turn_index": turn_index,
+            "snapshot_id": snapshot_id,
+            "last_turn": last_turn,
+            "entry_index": entry_index,
+            "position": position,
+        }
 
         async def restore() -> dict[str, Any]:
             async with self.lock:
@@ -212,13 +242,37 @@ class SessionSnapshots:
                 self.note_changed()
                 try:
                     response, _ = await self._request("undo", **fields)
+                except Error:
+                    await self.settle_undo(None)  # the next server must not finish it
+                    raise
                 finally:
                     self._is_undoing = False
-                restored(response["snapshot_id"])
+                logged = restored(response["snapshot_id"])
                 self._pack_later(response)
-                return response
+            await logged
+            async with self.lock:
+                await self.settle_undo(response["snapshot_id"])
+            return response
 
         return await self._service.finish(restore())
+
+    async def recover_undo(self) -> FinishedUndo | None:
+        """Finish the undo that a killed server left unfinished, if there is one.
+
+        Raises:
+            Error, SnapshotError: it cannot be finished.
+        """
+        async with self.lock:
+            response, _ = await self.call("recover", timeout=LONG_SECS)
+        journal = response["journal"]
+        return None if journal is None else msgspec.convert(journal, FinishedUndo)
+
+    async def settle_undo(self, snapshot_id: str | None) -> None:
+        """Forget an undo, which the log has, so that no later server logs it. None: any undo."""
+        try:
+            await self.call("settle", timeout=LONG_SECS, snapshot_id=snapshot_id)
+        except (Error, SnapshotError) as error:
+            self._log(error)
 
     # Workers
 

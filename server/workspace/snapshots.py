@@ -15,7 +15,7 @@ from ..config import Settings
 from ..data_dir import DataDir
 from ..errors import Error, ErrorCode
 from ..tasks import Tasks
-from .session_snapshots import SessionSnapshots
+from .session_snapshots import FinishedUndo, SessionSnapshots
 from .workers import LONG_SECS, SnapshotError, SnapshotWorkers
 
 logger = logging.getLogger(__name__)
@@ -29,12 +29,17 @@ FINISH_SECS = 5.0
 
 
 class Snapshots:
-    """The snapshots of all sessions. Each session has a bare git repository of its own."""
+    """The snapshots of all sessions. Each session has a bare git repository of its own.
+
+    Attributes:
+        finished: the undos of an earlier server that were finished now, by their sessions.
+    """
 
     def __init__(self, settings: Settings) -> None:
         self.data_dir = DataDir.of(settings)
         self.settings = settings
         self.tasks = Tasks()
+        self.finished: dict[str, FinishedUndo] = {}
         self._workers = SnapshotWorkers()
         self._requests: set[asyncio.Task[Any]] = set()
         self._git: str | None = None
@@ -58,18 +63,23 @@ class Snapshots:
             if (cwd := await folder_of(session_id)) is not None:
                 await self._recover(session_id, cwd)
 
-    async def finish_undo(self, session_id: str, cwd: str) -> None:
-        """Finish the undo that another node of the cluster left unfinished, if there is one."""
+    async def finish_undo(self, session_id: str, cwd: str) -> FinishedUndo | None:
+        """Return the undo of an earlier server that its session has yet to log, once.
+
+        One that another node of the cluster left unfinished is finished first.
+        """
         journal = self.data_dir.snapshots / session_id / UNDO_JOURNAL
         shared = self.data_dir.is_shared and self._git is not None
         if shared and await asyncio.to_thread(journal.exists):
             await self._recover(session_id, cwd)
+        return self.finished.pop(session_id, None)
 
     async def _recover(self, session_id: str, cwd: str) -> None:
         session = self.of(session_id, "", cwd)
         try:
-            await session.call("recover", timeout=LONG_SECS)
-            logger.warning("an interrupted undo was finished", extra={"session": session_id})
+            if (undo := await session.recover_undo()) is not None:
+                self.finished[session_id] = undo
+                logger.warning("an interrupted undo was finished", extra={"session": session_id})
         except (Error, SnapshotError) as error:
             logger.error("an undo cannot be finished: %s", error, extra={"session": session_id})
 
@@ -78,6 +88,11 @@ class Snapshots:
         await self.tasks.finish(FINISH_SECS)
         await self._workers.stop()
         await asyncio.gather(*self._requests, return_exceptions=True)
+
+    @property
+    def is_idle(self) -> bool:
+        """Whether no snapshot is taken, compared or restored."""
+        return self.tasks.is_empty and not self._requests
 
     @property
     def is_available(self) -> bool:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator, Awaitable, Callable
 from typing import Annotated, Literal
 
 import msgspec
@@ -169,19 +169,22 @@ async def undo_changes(request: web.Request, session: Session, body: Undo) -> Un
         others = (one for one in sessions.cached.values() if one.row.cwd == session.row.cwd)
         return session.is_busy or any(one.is_busy for one in others)
 
-    def restored(replaced: str) -> None:
-        index = session.turns.current.entry_index()
+    index = session.turns.current.entry_index()
+
+    def restored(replaced: str) -> Awaitable[None]:
         session.details.log_undo(index, replaced, body.turn_index, body.snapshot_id)
+        return session.log.reach(session.log.last)
 
     async with waiting(request):
         done = await session.snapshots.undo(
             turn_index=body.turn_index,
             snapshot_id=body.snapshot_id,
             last_turn=session.turns.last_index,
+            entry_index=index,
+            position=session.log.last,
             is_busy=is_busy,
             restored=restored,
         )
-        await session.log.reach(session.log.last)
     return UndoResult(
         snapshot_id=done["snapshot_id"],
         restored=done["restored"],

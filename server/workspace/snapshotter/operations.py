@@ -4,66 +4,23 @@ from __future__ import annotations
 
 import contextlib
 import errno
-import json
 import os
 import shutil
-import stat
 from collections.abc import Callable, Iterator
-from pathlib import Path
-from typing import Any
 
 from . import git as git_module
 from .git import Change, Confinement, Git, GitError, OutputTooLargeError
-from .index_file import INDEX_NAME, load_index, replace, save_index
+from .index_file import INDEX_NAME, load_index, save_index
+from .job import Job, Json, Refusal, packing_after
 from .objects import EMPTY_TREE, create_repository, size_of_objects
 from .records import Record, Records
-from .restore import Restoration, remove_temporaries
-from .scan import Limits, Scan, TooManyFilesError, open_below, skipped_by
+from .restore import Restoration
+from .scan import Scan, TooManyFilesError, open_below, skipped_by
+from .undoing import recover, settle, undo
 from .worktrees import Repository, RepositoryError
 
-Json = dict[str, Any]
-
-JOURNAL = "restoring"
-LOOSE_OBJECTS = 2000
-"""Objects that are packed together."""
-
-
-class Refusal(Exception):  # noqa: N818 - an outcome, not a defect
-    """An operation that cannot be done; the message is a code for the server."""
-
-
-class Job:
-    """One request: the folder, the repository and git."""
-
-    def __init__(self, request: Json, base: int) -> None:
-        self.request = request
-        self.repository = Path(f"/proc/self/fd/{base}") / request["session_id"]
-        with contextlib.suppress(FileNotFoundError):
-            if not stat.S_ISDIR(os.lstat(self.repository).st_mode):
-                raise Refusal("broken")
-        self.git = Git(request["git"], self.repository, [base])
-        self.limits = Limits(*request["limits"])
-
-    @contextlib.contextmanager
-    def folder(self) -> Iterator[int]:
-        """The descriptor of the folder."""
-        top, *names = self.request["folder"]
-        try:
-            descriptor = open_below(top, names)
-        except OSError:
-            raise Refusal("no_folder") from None
-        try:
-            yield descriptor
-        finally:
-            os.close(descriptor)
-
-    def scan(self, folder: int) -> Scan:
-        scan = Scan(folder, self.repository, self.limits, self.git.index_pack)
-        scan.run()
-        return scan
-
-    def records(self) -> Records:
-        return Records(self.repository)
+ENDING = "ending"
+"""The file of a snapshot after a turn that is being taken. It has the index of the turn."""
 
 
 def perform(request: Json) -> tuple[Json, bytes]:
@@ -71,7 +28,10 @@ def perform(request: Json) -> tuple[Json, bytes]:
     base = -1
     try:
         base = open_below(*_split(request["base"]), make=True)
-        return OPERATIONS[request["op"]](Job(request, base))
+        job = Job(request, base)
+        if request["op"] in AFTER_TURNS:
+            complete_turn(job)
+        return OPERATIONS[request["op"]](job)
     except Refusal as refusal:
         return {"error": str(refusal)}, b""
     except RepositoryError as error:
@@ -96,37 +56,67 @@ def _split(path: list[str]) -> tuple[str, list[str]]:
 
 def take_snapshot(job: Job) -> tuple[Json, bytes]:
     """Scan the folder, and add a record if it has changed since the last one."""
-    with job.folder() as folder:
-        scan = job.scan(folder)
-    _record_missed(job)
-    records = job.records()
     kind, turn_index = job.request["kind"], job.request["turn_index"]
+    if kind == "start":
+        complete_turn(job)
+    with job.folder() as folder, _ending(job, turn_index if kind == "end" else None):
+        scan = job.scan(folder)
+        _record_missed(job)
+        _record_scan(job, scan, kind, turn_index)
+    return {**packing_after(job, scan), "skipped": skipped_by(scan)}, b""
+
+
+def _record_scan(job: Job, scan: Scan, kind: str, turn_index: int) -> None:
+    records = job.records()
     if scan.index.tree != records.last_tree or (records.all and records.all[-1].kind == "missed"):
         create_repository(job.repository)
         records.add(kind, turn_index, scan.index.tree)
-    return {**_after(job, scan), "skipped": skipped_by(scan)}, b""
+
+
+@contextlib.contextmanager
+def _ending(job: Job, turn_index: int | None) -> Iterator[None]:
+    """Note that the snapshot after a turn is being taken, for the case that it is interrupted."""
+    if turn_index is None:
+        yield
+        return
+    create_repository(job.repository)
+    (job.repository / ENDING).write_text(str(turn_index), "utf-8")
+    try:
+        yield
+    finally:
+        (job.repository / ENDING).unlink(missing_ok=True)
+
+
+def complete_turn(job: Job) -> None:
+    """Take the snapshot after a turn that a kill has interrupted, unless a turn has run since.
+
+    Otherwise the changes of the turn would be those of somebody else.
+    """
+    try:
+        turn_index = int((job.repository / ENDING).read_text("utf-8"))
+    except (OSError, ValueError):
+        return
+    try:
+        if all(one.turn_index <= turn_index for one in job.records().all):
+            with job.folder() as folder:
+                _record_scan(job, job.scan(folder), "end", turn_index)
+    except (Refusal, TooManyFilesError):
+        pass  # the turn has no snapshot, as it would have none without the kill
+    finally:
+        (job.repository / ENDING).unlink(missing_ok=True)
 
 
 def warm_up(job: Job) -> tuple[Json, bytes]:
     """Scan the folder without a record, so that the first snapshot is quick."""
     with job.folder() as folder:
         scan = job.scan(folder)
-    return _after(job, scan), b""
+    return packing_after(job, scan), b""
 
 
 def _record_missed(job: Job) -> None:
     for turn_index in job.request.get("missed", ()):
         create_repository(job.repository)
         job.records().add("missed", turn_index, EMPTY_TREE)
-
-
-def _after(job: Job, scan: Scan) -> Json:
-    """Say whether the repository should be packed."""
-    return {
-        "pack": scan.index.loose > LOOSE_OBJECTS or scan.was_over_budget,
-        "drop": scan.was_over_budget,
-        "stored_bytes": scan.index.stored_bytes if scan.has_repository else 0,
-    }
 
 
 def list_records(job: Job) -> tuple[Json, bytes]:
@@ -209,64 +199,6 @@ def compare_files(job: Job) -> tuple[Json, bytes]:
         raise OutputTooLargeError
     limit = job.request["max_bytes"]
     return {}, git_module.diff_between(job.git, compared.old, compared.new, paths, limit)
-
-
-def undo(job: Job) -> tuple[Json, bytes]:
-    """Restore the folder to an earlier state, and keep the present state as a snapshot."""
-    request, records = job.request, job.records()
-    if (name := request["snapshot_id"]) is not None:
-        target = records.by_id(name)
-    else:
-        target = records.before_turn(request["turn_index"])
-    if target is None:
-        raise Refusal("no_snapshot")
-    with job.folder() as folder:
-        scan = job.scan(folder)
-        create_repository(job.repository)
-        record = records.add("undo", request["last_turn"], scan.index.tree)
-        journal = {"target": target.hex(), "last_turn": request["last_turn"]}
-        replace(job.repository / JOURNAL, json.dumps(journal).encode())
-        try:
-            restoration, scan = _restore(job, folder, scan, target, request["last_turn"])
-        except BaseException:  # it is not to be finished later, when other turns have run
-            (job.repository / JOURNAL).unlink()
-            raise
-    response = {
-        "snapshot_id": record.id,
-        "restored": restoration.restored,
-        "not_restored": restoration.failed,
-    }
-    return {**response, **_after(job, scan), "skipped": skipped_by(scan)}, b""
-
-
-def _restore(
-    job: Job, folder: int, scan: Scan, target: bytes, last_turn: int
-) -> tuple[Restoration, Scan]:
-    """Restore the folder, record the result, and remove the journal."""
-    files = git_module.files_of(job.git, target)
-    restoration = Restoration(folder, job.git, scan.index.entries, files)
-    restoration.run()
-    scan = job.scan(folder)
-    job.records().add("restored", last_turn, scan.index.tree)
-    (job.repository / JOURNAL).unlink()
-    return restoration, scan
-
-
-def recover(job: Job) -> tuple[Json, bytes]:
-    """Finish an undo that a killed server left unfinished."""
-    try:
-        journal = json.loads((job.repository / JOURNAL).read_bytes())
-    except OSError:
-        return {}, b""
-    try:
-        with job.folder() as folder:
-            scan = job.scan(folder)
-            remove_temporaries(folder, scan.temporaries)
-            target = bytes.fromhex(journal["target"])
-            _restore(job, folder, scan, target, journal["last_turn"])
-    except Refusal:  # the folder was deleted
-        (job.repository / JOURNAL).unlink()
-    return {"recovered": True}, b""
 
 
 def pack_repository(job: Job) -> tuple[Json, bytes]:
@@ -363,9 +295,12 @@ OPERATIONS: dict[str, Callable[[Job], tuple[Json, bytes]]] = {
     "diff": compare_files,
     "undo": undo,
     "recover": recover,
+    "settle": settle,
     "pack": pack_repository,
     "copy": copy_snapshots,
     "populate": populate,
     "add_worktree": add_worktree,
     "remove_worktree": remove_worktree,
 }
+AFTER_TURNS = frozenset({"records", "changes", "diff", "undo", "copy"})
+"""The operations that need the snapshot after the last turn."""

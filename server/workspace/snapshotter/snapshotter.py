@@ -6,6 +6,7 @@ with a length in front. One process serves one request at a time; the server sta
 
 - ``scan``: finds what changed (``scan``), using what the last scan found (``index_file``) and the
   rules of ``.gitignore`` (``ignore_rules``)
+- ``undoing``: an undo, and its end after a kill
 - ``objects``: stores the content in a bare repository
 - ``records``: the snapshots, which are refs of the repository
 - ``restore``: restores a folder
