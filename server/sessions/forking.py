@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING
 import msgspec
 
 from ..agents.acp_settings import offers_for_sessions
+from ..agents.agent_settings import can_load
 from ..codec import dumps, loads
 from ..errors import Error, ErrorCode, draining, not_found
 from ..storage.fork_queries import TurnSpan
@@ -172,12 +173,17 @@ class SessionForker:
         """Let the agent fork its conversation, if it can. Otherwise its prompt contains it."""
         if not source.row.has_context or source.row.owes_history:
             return
+        backend = self._sessions.backend
+        if fork.row.system != source.row.system and not backend.traits(fork.row.agent).takes_system:
+            return  # it would not get the fork's own system prompt, which precedes a conversation
         # They are unknown after a restart of the server, until the agent is started.
         capabilities = source.agent.reported.capabilities
         if isinstance(capabilities, dict) and not offers_for_sessions(capabilities, "fork"):
             return
-        backend = self._sessions.backend
         if source.agent.is_live:
+            # The fork's own process loads the conversation that this one has forked.
+            if not (isinstance(capabilities, dict) and can_load(capabilities)):
+                return
             if await backend.fork(source.agent.backend_agent, fork.id, fork.row.cwd):
                 fork.usage.continue_from(source.usage)
                 await to_completion(self._sessions.writer.commit([note_forked(fork.row)]))

@@ -17,7 +17,7 @@ from ..cluster.membership import ElsewhereError
 from ..codec import dumps
 from ..errors import not_found
 from ..storage import statements
-from ..storage.schema import SessionRow
+from ..storage.schema import SessionRow, Statement
 from ..tasks import to_completion
 
 if TYPE_CHECKING:
@@ -26,6 +26,7 @@ if TYPE_CHECKING:
 
 logger = logging.getLogger(__name__)
 
+_CLOSED = {"reason": "client"}
 READERS_SECS = 2.0
 """The time for the readers of a purged session to receive its last entries."""
 
@@ -102,10 +103,14 @@ class SessionRemover:
         row = session.row
         self._removing.add(row.n)
         await self._begin(row)
-        await self._sessions.close(session, "client")
-        await self._end_readers(session)
-        async with session.fork_lock:
-            pass
+        try:
+            await self._sessions.close(session, "client")
+            await self._end_readers(session)
+            async with session.fork_lock:
+                pass
+        except BaseException:
+            self._removing.discard(row.n)  # the next sweep completes it
+            raise
         await self._remove(row, is_purge=True)
 
     async def _begin(self, row: SessionRow) -> None:
@@ -130,6 +135,7 @@ class SessionRemover:
             detail = dumps({"agent": row.agent, "turn_count": row.turn_count}).decode()
             now = sessions.clock()
             deletion = [
+                *(await self._close(row, now) if row.closed_at is None else ()),
                 *statements.delete_session(row.n, await sessions.queries.log_owners(row.n)),
                 statements.insert_audit_event(row.id, row.app_name, "hard_delete", now, detail),
             ]
@@ -137,6 +143,15 @@ class SessionRemover:
             sessions.unhide(row.id)
         finally:
             self._removing.discard(row.n)
+
+    async def _close(self, row: SessionRow, now: float) -> list[Statement]:
+        """Raise the alert, and return the audit record, of the close that a kill has prevented."""
+        queries = self._sessions.queries
+        seq, turn_index = await queries.log_head(row.n), await queries.last_turn_index(row.n)
+        row.closed_at, row.close_reason = now, "client"
+        self._sessions.alerts.of_session(row, "session_closed", seq, turn_index, _CLOSED)
+        detail = dumps({**_CLOSED, "turn_count": row.turn_count}).decode()
+        return [statements.insert_audit_event(row.id, row.app_name, "close", now, detail)]
 
     async def _end_readers(self, session: Session) -> None:
         """Let the sockets and streams of a closed session receive its end, and end the others."""

@@ -16,7 +16,7 @@ from server.storage.schema import LogRow
 
 from ..conftest import Serve
 from ..support.client import failure
-from ..support.harness import Client, LocalServer, script
+from ..support.harness import Client, LocalServer, mock_agent, script
 from ..support.rows import session_row
 from .test_sweeper import rows, traces
 
@@ -102,6 +102,29 @@ async def test_agent_that_fails_to_fork_gets_the_conversation_as_text(client: Cl
         other = await fork(client, session)
         await client.turn(other, "two")
         assert await contexts(client, other) == ["new", "told"]
+
+
+async def test_fork_keeps_no_conversation_that_began_with_another_system_prompt(
+    client: Client,
+) -> None:
+    session = await client.create("mock-fork", system="Be brief.")
+    await client.turn(session, "one")
+    same, other = await fork(client, session), await fork(client, session, system="Be long.")
+    await client.turn(same, "two")
+    _, reply = await client.turn(other, script({"echo": True}))
+    assert await contexts(client, same) == ["new", "kept"]
+    assert await contexts(client, other) == ["new", "told"]
+    assert "Be long." in str(reply["events"])
+
+
+async def test_agent_that_cannot_load_its_fork_is_told_the_conversation(serve: Serve) -> None:
+    server = await serve(agents={"mock": mock_agent("--fork", "--no-load")})
+    client = await server.client()
+    session = await client.create("mock")
+    await client.turn(session, "one")
+    other = await fork(client, session)
+    await client.turn(other, "two")
+    assert await contexts(client, other) == ["new", "told"]
 
 
 async def test_long_conversation_is_told_in_part(serve: Serve) -> None:
