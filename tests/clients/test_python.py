@@ -7,6 +7,7 @@ import contextlib
 import socket
 from collections.abc import AsyncIterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 from clawdforge_client import (
@@ -24,6 +25,8 @@ from clawdforge_client import (
 )
 
 from ..conftest import Spawn
+from ..repository.test_guides import program_of
+from ..support.client import ADMIN
 from ..support.harness import (
     Client,
     Deadline,
@@ -268,6 +271,81 @@ async def test_retry_runs_a_turn_that_a_restart_has_ended(spawn: Spawn, tmp_path
         gate.touch()
         await spawn(PORT=port)
         assert (await asking).turn_index == 2
+
+
+@pytest.mark.slow
+async def test_bot_keeps_its_conversations_over_everything_that_happens(spawn: Spawn) -> None:
+    """The bot of the docs, and in a minute what happens to it in weeks."""
+    server = await spawn()
+    port = server.url.rpartition(":")[2]
+    async with http_session() as http:
+        admin = Client(server.url, ADMIN, http)
+        app = await new_client(server.url, http)
+
+        async def new_token() -> str:
+            status, reply = await admin.post("/admin/tokens", {"name": "app"})
+            assert status == 200, reply
+            app.token = reply["token"]
+            return str(reply["token"])
+
+        names: dict[str, Any] = {"asyncio": asyncio, "ClawdforgeError": ClawdforgeError}
+        names["new_token"] = new_token
+        exec(program_of("howto/python-client.md", "keeper.py"), names)
+        said: list[str] = []
+        async with (
+            cutting_proxy(server.url) as proxy,
+            Clawdforge(proxy.url, app.token or "") as forge,
+        ):
+            sessions: dict[str, Any] = {}
+
+            async def say(text: str, message_id: str) -> str:
+                said.append(text)
+                return str(await names["answer"](forge, sessions, "42", text, message_id))
+
+            assert await say("one", "m1") == "echo: one"
+            first = sessions["42"].id
+            await server.kill()
+            await _again(spawn, port)
+            assert await say("two", "m2") == "echo: two"
+            proxy.cut()
+            assert await say("three", "m3") == "echo: three"
+            # Another client closes the session, as its idle time would.
+            assert (await app.delete(f"/sessions/{first}"))[0] == 200
+            assert await say("four", "m4") == "echo: four"
+            assert (await admin.call("DELETE", "/admin/tokens/app"))[0] == 200
+            assert await say("five", "m5") == "echo: five"
+            # The bot was restarted, and does not know whether it has answered.
+            sessions["42"] = forge.session(first)
+            assert await say("five", "m5") == "echo: five"
+            entries = await sessions["42"].log()
+            starts = [one for one in entries if one["type"] == "turn_start"]
+            assert [one["context"] for one in starts] == ["new", *["kept"] * 4]
+            assert (await app.delete(f"/sessions/{first}?purge=true"))[0] == 200
+            assert await say("six", "m6") == "echo: six"
+            assert sessions["42"].id != first
+            for session in sessions.values():
+                await session.detach()
+
+
+@pytest.mark.slow
+async def test_repeated_message_returns_the_try_that_succeeded(
+    spawn: Spawn, tmp_path: Path
+) -> None:
+    server = await spawn()
+    port = server.url.rpartition(":")[2]
+    async with Clawdforge(server.url, await _token(server.url)) as forge:
+        session = await forge.create_session(agent="mock")
+        gate = tmp_path / "gate"
+        text = script({"gate": str(gate)}, {"say": "done"})
+        asking = asyncio.create_task(session.ask(text, id="message", retries=1))
+        await eventually_running(session.id, forge)
+        await server.kill()
+        gate.touch()
+        await _again(spawn, port)
+        assert (await asking).turn_index == 2
+        again = await forge.session(session.id).ask(text, id="message", retries=1)
+        assert again.turn_index == 2
+        assert (await session.state())["turn_count"] == 2
 
 
 async def eventually_running(session_id: str, forge: Clawdforge) -> None:

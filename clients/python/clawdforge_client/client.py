@@ -63,6 +63,13 @@ class Clawdforge(Closeable):
         self._state = ClientState(self._rest, give_up_secs, linger_secs)
         self._watches: WeakSet[Watch] = WeakSet()
 
+    def set_token(self, token: str) -> None:
+        """Use another token of the app, for example after the former one was revoked.
+
+        Open sockets stay open until the server closes them, and are then opened with this token.
+        """
+        self._rest.set_token(token)
+
     async def close(self) -> None:
         """Close all sockets. Readers end with an error of code ``closed``."""
         for session in list(self._state.live_sessions):
@@ -175,7 +182,10 @@ class Clawdforge(Closeable):
                 return
 
     async def search(self, q: str, *, limit: int = 20) -> list[Json]:
-        """Find what was said: ``[{session_id, turn_index, seq, title, snippet}]``."""
+        """Find what was said: ``[{session_id, turn_index, seq, title, snippet}]``.
+
+        A hit in what a subagent said also has ``subagent``.
+        """
         reply = await self._rest.call("GET", "/search", params={"q": q, "limit": limit})
         return list(reply["hits"])
 

@@ -17,6 +17,7 @@ from .frames import (
     FIRST_FINAL_CODE,
     FRAME_TOO_LARGE,
     OPEN_SECS,
+    OTHER_TOKEN_CODES,
     OVERLOADED,
     SESSION_CLOSED,
     SILENCE_SECS,
@@ -169,9 +170,12 @@ class Connection:
         while True:
             self._retry_after = 0.0
             began, last = time.monotonic(), self._last
+            used = self._rest.headers
             try:
                 code, reason = await self._connect_once()
             except aiohttp.WSServerHandshakeError as error:
+                if error.status == 401 and self._rest.headers is not used:
+                    continue
                 if error.status < 500 and error.status not in (408, 429):
                     raise error_of(error.status, None) from error
                 code, reason = CONNECTION_LOST, f"status {error.status}"
@@ -181,6 +185,8 @@ class Connection:
             was_live, self._is_live, self._ws = self._is_live, False, None
             if code == SESSION_CLOSED:
                 return None
+            if code in OTHER_TOKEN_CODES and self._rest.headers is not used:
+                continue
             if code >= FIRST_FINAL_CODE:
                 raise close_error(code, reason)
             if code == UNKNOWN_POSITION:

@@ -26,6 +26,8 @@ TOO_MANY_FRAMES = 4005
 SESSION_CLOSED = 4508
 FIRST_FINAL_CODE = 4500
 """From this close code on, the server refuses a reconnect, too."""
+OTHER_TOKEN_CODES = frozenset({4500, 4503})
+"""The final codes after which the server may accept another token."""
 REFUSALS = {
     4500: "unauthorized",
     4501: "bad_request",

@@ -60,8 +60,13 @@ class Rest:
     ) -> None:
         self.http = http
         self.url = url.rstrip("/")
-        self.headers = {"Authorization": f"Bearer {token}"}
+        self.headers: Mapping[str, str]
+        self.set_token(token)
         self.retry_secs = retry_secs
+
+    def set_token(self, token: str) -> None:
+        """Use another token from now on, also for what was refused with the former one."""
+        self.headers = {"Authorization": f"Bearer {token}"}
 
     def _address(self, path: str) -> URL:
         return URL(self.url + path, encoded=True)
@@ -95,6 +100,7 @@ class Rest:
         deadline = time.monotonic() + self.retry_secs
         attempt = 0
         while True:
+            used = self.headers
             try:
                 return await self._once(method, path, body, options)
             except aiohttp.ClientConnectorError as error:  # the request was never sent
@@ -104,6 +110,8 @@ class Rest:
                 if not may_repeat:
                     raise failure from error
             except ClawdforgeError as error:
+                if error.status == 401 and self.headers is not used:
+                    continue
                 if error.code not in REFUSED or error.status != 503:
                     raise
                 failure = error

@@ -67,21 +67,32 @@ class Session:
         self._live.add_turn(turn, feed)
         return turn
 
-    async def ask(self, prompt: Prompt, *, retries: int = 0, **options: Any) -> TurnResult:
+    async def ask(
+        self, prompt: Prompt, *, retries: int = 0, reopen: bool = False, **options: Any
+    ) -> TurnResult:
         """Send a prompt and wait for the end of its turn. Options as for `prompt`.
 
         Args:
             retries: how often a turn that has failed and may succeed (because the server was
-                restarted, for example) is tried again, as a new turn.
+                restarted, for example) is tried again, as a new turn. With an ``id``, the ids of
+                the tries follow from it: a repeated call returns what the first one did.
+            reopen: open the session again if it is closed.
         """
+        own, tries = options.get("id"), 0
         while True:
             try:
                 return await self.prompt(prompt, **options).result()
-            except TurnError as error:
+            except ClawdforgeError as error:
+                if reopen and error.code == "session_closed":
+                    await self.ensure_open()
+                    continue
+                if not isinstance(error, TurnError):
+                    raise
                 if retries <= 0 or not error.retryable:
                     raise
                 retries -= 1
-                options.pop("id", None)  # the id of the turn that has failed
+                tries += 1
+                options["id"] = None if own is None else f"{own}~{tries}"  # that turn has failed
 
     async def cancel(self) -> bool:
         """Cancel the running turn. False if none is running."""
@@ -206,6 +217,15 @@ class Session:
     async def reopen(self) -> State:
         """Open a closed session again."""
         return cast(State, await self._rest.call("POST", f"{self._path}/reopen", {}))
+
+    async def ensure_open(self) -> State:
+        """Open the session again if it is closed. Returns its state."""
+        try:
+            return await self.reopen()
+        except ClawdforgeError as error:
+            if error.code != "conflict":
+                raise
+            return await self.state()
 
     async def fork(self, turn_index: int | None = None, **options: Any) -> Session:
         """A new session that continues from the end of a turn, by default of the last one."""

@@ -20,6 +20,7 @@ from .frames import (
     CONNECTION_LOST,
     FIRST_FINAL_CODE,
     OPEN_SECS,
+    OTHER_TOKEN_CODES,
     SILENCE_SECS,
     TRANSIENT_CODES,
     check_size,
@@ -177,12 +178,15 @@ class Watch(Closeable):
             yield self._events.popleft()
         while not self._closed.is_set():
             reason = "the connection was lost"
+            used = self._rest.headers
             try:
                 async with aclosing(self._read_once()) as events:
                     async for event in events:
                         attempt = 0
                         yield event
             except aiohttp.WSServerHandshakeError as error:
+                if error.status == 401 and self._rest.headers is not used:
+                    continue
                 if error.status < 500 and error.status not in (408, 429):
                     raise error_of(error.status, None) from error
                 reason = f"status {error.status}"
@@ -206,6 +210,7 @@ class Watch(Closeable):
             ClawdforgeError: the server refuses this client.
         """
         query = "" if self._fields is None else f"?fields={','.join(self._fields)}"
+        used = self._rest.headers
         async with asyncio.timeout(OPEN_SECS):
             ws = await self._rest.http.ws_connect(
                 f"{self._rest.url}/ws{query}",
@@ -225,6 +230,8 @@ class Watch(Closeable):
                     continue
                 if message.type is not aiohttp.WSMsgType.TEXT:
                     code = ws.close_code or CONNECTION_LOST
+                    if code in OTHER_TOKEN_CODES and self._rest.headers is not used:
+                        return
                     if code >= FIRST_FINAL_CODE and not self._closed.is_set():
                         raise close_error(code, "the server closed the socket")
                     return
