@@ -19,7 +19,7 @@ _CHUNK = b'"agent_message_chunk"'
 _TOOL_CALL = b'"tool_call"'
 _SUBAGENT = b'"subagent":'
 HEAD_BYTES = 160
-"""What the server writes before the subagent of an entry is shorter."""
+"""The limit of the bytes before the subagent of an entry, which the server writes."""
 MAX_HELD = 256 << 10
 """Messages at the same time: beyond this size, all of them end."""
 DOCUMENT_SIZE = 512

@@ -1,4 +1,4 @@
-"""What an agent learns of its session's clients when its process starts."""
+"""The capabilities of its session's clients that an agent learns when its process starts."""
 
 from __future__ import annotations
 

@@ -71,7 +71,7 @@ class Sweeper:
         await self._remove_empty_folders(prewarmed)
 
     async def _recent(self) -> list[Announcement]:
-        """What the agents of the newest sessions learned, the oldest first."""
+        """The announcements of the newest sessions of the default agent, the oldest first."""
         sessions, count = self._sessions, self._sessions.prewarmer.missing
         if not count:
             return []

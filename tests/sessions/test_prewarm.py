@@ -255,7 +255,7 @@ async def created(client: Client, body: Json) -> Json:
 
 
 async def announced(client: Client, session: str) -> set[str]:
-    """What the agent knows of the session's clients."""
+    """The capabilities of the session's clients that the agent knows."""
     capabilities: Json = (await report(client, session))["initialize"]["clientCapabilities"]
     return {"elicitation", "plan", "subagents"} & capabilities.keys()
 

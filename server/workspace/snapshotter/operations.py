@@ -90,7 +90,7 @@ def _ending(job: Job, turn_index: int | None) -> Iterator[None]:
 def complete_turn(job: Job) -> None:
     """Take the snapshot after a turn that a kill has interrupted, unless a turn has run since.
 
-    Otherwise the changes of the turn would be those of somebody else.
+    Otherwise the changes of the turn would not be attributed to the agent.
     """
     try:
         turn_index = int((job.repository / ENDING).read_text("utf-8"))
