@@ -17,7 +17,7 @@ _PROMPTS = (b'{"type":"turn_start"', b'{"type":"turn_steer"')
 _EVENT_ENTRY = b'{"type":"event"'
 _CHUNK = b'"agent_message_chunk"'
 _TOOL_CALL = b'"tool_call"'
-_SUBAGENT = b'"subagent":'
+_SUBAGENT_FIELD = b'"subagent":'
 HEAD_BYTES = 160
 """The limit of the bytes before the subagent of an entry, which the server writes."""
 MAX_HELD = 256 << 10
@@ -45,7 +45,7 @@ class Document(msgspec.Struct):
     subagent: dict[str, str] | None = None
 
 
-class _Message(msgspec.Struct):
+class _SpokenMessage(msgspec.Struct):
     """A message whose chunks are being collected."""
 
     document: Document
@@ -71,7 +71,7 @@ class DocumentReader:
     def __init__(self, after: int) -> None:
         self.complete_seq = after
         self._position = after
-        self._messages: dict[_Speaker, _Message] = {}
+        self._messages: dict[_Speaker, _SpokenMessage] = {}
         self._ended: list[Document] = []
         self._held = 0
 
@@ -111,7 +111,7 @@ class DocumentReader:
         if entry is None or not text:
             return
         subagent = entry.get("subagent")
-        speaker = _key_of(subagent)
+        speaker = _speaker_named(subagent)
         message = self._messages.get(speaker)
         if message is not None and (
             message.size > MAX_CHARACTERS or entry["turn_index"] != message.document.turn_index
@@ -121,7 +121,7 @@ class DocumentReader:
         if message is None:
             document = _new_document(entry, "")
             document.subagent = subagent if speaker else None
-            message = self._messages[speaker] = _Message(document)
+            message = self._messages[speaker] = _SpokenMessage(document)
             self._held += DOCUMENT_SIZE
         message.add(text)
         self._held += len(text)
@@ -139,13 +139,13 @@ class DocumentReader:
 
 def _speaker_of(line: bytes) -> _Speaker:
     """The speaker of an event, whose message is read only if it may be of a subagent."""
-    if line.find(_SUBAGENT, 0, HEAD_BYTES) < 0:
+    if line.find(_SUBAGENT_FIELD, 0, HEAD_BYTES) < 0:
         return ()
     entry = parse_message(line)
-    return _key_of(entry.get("subagent")) if entry is not None else ()
+    return _speaker_named(entry.get("subagent")) if entry is not None else ()
 
 
-def _key_of(subagent: Any) -> _Speaker:
+def _speaker_named(subagent: Any) -> _Speaker:
     return tuple(sorted(subagent.items())) if isinstance(subagent, dict) else ()
 
 

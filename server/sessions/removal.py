@@ -26,7 +26,7 @@ if TYPE_CHECKING:
 
 logger = logging.getLogger(__name__)
 
-_CLOSED = {"reason": "client"}
+_CLOSE_DETAIL = {"reason": "client"}
 READERS_SECS = 2.0
 """The time for the readers of a purged session to receive its last entries."""
 
@@ -149,8 +149,8 @@ class SessionRemover:
         queries = self._sessions.queries
         seq, turn_index = await queries.log_head(row.n), await queries.last_turn_index(row.n)
         row.closed_at, row.close_reason = now, "client"
-        self._sessions.alerts.of_session(row, "session_closed", seq, turn_index, _CLOSED)
-        detail = dumps({**_CLOSED, "turn_count": row.turn_count}).decode()
+        self._sessions.alerts.of_session(row, "session_closed", seq, turn_index, _CLOSE_DETAIL)
+        detail = dumps({**_CLOSE_DETAIL, "turn_count": row.turn_count}).decode()
         return [statements.insert_audit_event(row.id, row.app_name, "close", now, detail)]
 
     async def _end_readers(self, session: Session) -> None:

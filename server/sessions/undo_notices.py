@@ -41,7 +41,7 @@ async def log_finished_undo(core: SessionCore) -> None:
     replaced = undo.snapshot_id
     if replaced is not None and not await _is_logged(core, replaced, undo.position):
         log_undo(core, undo.entry_index, replaced, undo.turn_index, undo.restored_id)
-    core.context.tasks.spawn(_settle(core, core.log.last, replaced), f"settle-undo-{core.id}")
+    core.context.tasks.spawn(_forget_undo(core, core.log.last, replaced), f"settle-undo-{core.id}")
 
 
 async def _is_logged(core: SessionCore, replaced: str, position: int) -> bool:
@@ -55,7 +55,7 @@ async def _is_logged(core: SessionCore, replaced: str, position: int) -> bool:
     return False
 
 
-async def _settle(core: SessionCore, position: int, replaced: str | None) -> None:
+async def _forget_undo(core: SessionCore, position: int, replaced: str | None) -> None:
     """Forget the undo when the log has it. On a full disk, that takes until there is space."""
     await core.log.reach(position)
     async with core.snapshots.lock:

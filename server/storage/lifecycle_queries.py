@@ -1,4 +1,4 @@
-"""The SQL queries about the end of sessions: which are idle, expired or being deleted."""
+"""The SQL queries about the life of sessions: which are new, idle, expired or being deleted."""
 
 from __future__ import annotations
 
@@ -75,3 +75,10 @@ class LifecycleQueries:
     async def has_app(self, name: str) -> bool:
         """Whether an app has a token."""
         return bool(await self._database.fetch("SELECT 1 FROM tokens WHERE name = ?", name))
+
+    async def newest_options(self, agent: str, count: int) -> list[str | None]:
+        """The options of the newest sessions with an agent, as JSON, the newest first."""
+        rows = await self._database.fetch(
+            "SELECT options FROM sessions WHERE agent = ? ORDER BY n DESC LIMIT ?", agent, count
+        )
+        return [row[0] for row in rows]

@@ -246,13 +246,6 @@ class Queries(LifecycleQueries, ForkQueries, SpaceQueries):
             )
         ]
 
-    async def newest_options(self, agent: str, count: int) -> list[str | None]:
-        """The options of the newest sessions with an agent, as JSON, the newest first."""
-        rows = await self._database.fetch(
-            "SELECT options FROM sessions WHERE agent = ? ORDER BY n DESC LIMIT ?", agent, count
-        )
-        return [row[0] for row in rows]
-
     async def expired_files(self, before: float) -> list[FileRow]:
         rows = await self._database.fetch(
             f"SELECT {columns(FileRow)} FROM files WHERE expires_at <= ?", before

@@ -91,3 +91,18 @@ class SessionUsageInfo(Usage, frozen=True, kw_only=True):
     """The tokens and the cost of a session, as far as the agent has reported them."""
 
     context: ContextWindowInfo | msgspec.UnsetType = msgspec.UNSET
+
+
+class SubagentInfo(msgspec.Struct, kw_only=True):
+    """The subagent that an update is of: what the update names of it."""
+
+    session_id: (
+        Annotated[
+            str, msgspec.Meta(description="The subagent's own session, in ACP's form of subagents.")
+        ]
+        | msgspec.UnsetType
+    ) = msgspec.UNSET
+    tool_call_id: (
+        Annotated[str, msgspec.Meta(description="The tool call of its parent that began it.")]
+        | msgspec.UnsetType
+    ) = msgspec.UNSET

@@ -21,6 +21,7 @@ from ..field_types import (
     ErrorMessage,
     FailureCode,
     ResetsAt,
+    SubagentInfo,
     UnixMillis,
     doc,
 )
@@ -89,21 +90,6 @@ class TurnSteerEntry(_EntryFields, kw_only=True, tag="turn_steer"):
 
     prompt: list[Any]
     id: str | None
-
-
-class SubagentInfo(msgspec.Struct, kw_only=True):
-    """The subagent that an update is of: what the update names of it."""
-
-    session_id: (
-        Annotated[
-            str, msgspec.Meta(description="The subagent's own session, in ACP's form of subagents.")
-        ]
-        | msgspec.UnsetType
-    ) = msgspec.UNSET
-    tool_call_id: (
-        Annotated[str, msgspec.Meta(description="The tool call of its parent that began it.")]
-        | msgspec.UnsetType
-    ) = msgspec.UNSET
 
 
 class EventEntry(_EntryFields, kw_only=True, tag="event"):

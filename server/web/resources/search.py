@@ -11,8 +11,7 @@ from ...codec import loads
 from ...search.index import Hit
 from ..context import app_name_of, context_of
 from ..endpoint import Endpoint, Tag
-from ..field_types import Count, TurnIndex, doc
-from .events import SubagentInfo
+from ..field_types import Count, SubagentInfo, TurnIndex, doc
 
 MAX_QUERY_CHARACTERS = 1000
 MAX_HITS = 100
