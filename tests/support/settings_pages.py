@@ -49,7 +49,7 @@ def values_of(name: str) -> str | None:
 
 
 def cells(row: str) -> list[str]:
-    return [cell.strip() for cell in row.strip("|").split(" | ")]
+    return [cell.strip() for cell in re.split(r" \|(?= )", row.strip("|"))]
 
 
 def shown(name: str) -> str:
