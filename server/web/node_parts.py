@@ -12,7 +12,7 @@ from aiohttp import web
 
 from ..accounts.accounts import Accounts
 from ..accounts.elsewhere import Elsewhere
-from ..agents.cli.backend import CliBackend
+from ..agents.base import Backend
 from ..agents.host.backend import HostBackend
 from ..agents.process import supervise
 from ..auth.shared_tickets import SharedTickets
@@ -63,7 +63,7 @@ def make_node(engine: SharedEngine | None, supervisor: Supervisor) -> Cluster:
     return ClusterNode(engine.driver, lease.number, supervisor, beat_secs=BEAT_SHARE * lease.secs)
 
 
-def connect_beats(engine: SharedEngine | None, backend: HostBackend | CliBackend) -> None:
+def connect_beats(engine: SharedEngine | None, backend: Backend) -> None:
     """Let the agents of a node run only while its lease is renewed."""
     if engine is None or not isinstance(backend, HostBackend):
         return
