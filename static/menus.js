@@ -62,7 +62,7 @@ function paletteEntries() {
 					...sideEntries()
 				]
 			: []),
-		...preferenceEntries().filter(one => !('heading' in one))
+		...preferenceEntries().filter(one => !one.heading)
 	]
 }
 

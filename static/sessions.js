@@ -89,8 +89,8 @@ export async function create(options, { prompt, files }, from = null) {
 
 // Conversations stay until they are deleted
 export async function made(options) {
-	const all = { retention_secs: null, elicitation: 'ask', ...options }
-	const { elicitation, ...fewer } = all
+	const all = { retention_secs: null, elicitation: 'ask', client_capabilities: ['subagents'], ...options }
+	const { elicitation, client_capabilities: _, ...fewer } = all
 	const state = await app.api
 		.create(all)
 		.catch(error => (error.code === 'not_supported' ? app.api.create(fewer) : Promise.reject(error)))

@@ -40,7 +40,14 @@ export function createTranscript() {
 		title: null,
 		closed: null
 	}
-	return hide(model, { dirty: new Set(), byIndex: new Map(), calls: new Map(), requests: new Map(), seededAt: 0 })
+	return hide(model, {
+		dirty: new Set(),
+		byIndex: new Map(),
+		calls: new Map(),
+		requests: new Map(),
+		messages: new Map(),
+		seededAt: 0
+	})
 }
 
 // The server's state overrides the log up to its head
@@ -93,16 +100,11 @@ const ENTRIES = {
 	},
 
 	// A prompt that was added to the running turn.
-	turn_steer(model, entry) {
-		const turn = turnOf(model, entry)
-		closeText(model, turn, entry.ts)
-		for (const content of blocks(entry.prompt)) addText(model, 'user', { content, messageId: null }, entry)
-		closeText(model, turn, entry.ts)
-	},
+	turn_steer: (model, entry) => addMessage(model, 'user', entry.prompt, entry),
 
 	turn_end(model, entry) {
 		const turn = turnOf(model, entry)
-		closeText(model, turn, entry.ts)
+		for (const place of [turn, ...turn.subagents]) closeText(model, place, entry.ts)
 		Object.assign(turn, {
 			status: 'ended',
 			stopReason: string(entry.stop_reason, 'error'),
@@ -116,7 +118,7 @@ const ENTRIES = {
 			turn.withdrawn = true
 		for (const tool of turn.open) {
 			tool.abandoned = true
-			model.dirty.add(tool)
+			touch(model, tool)
 		}
 		turn.open.clear()
 		model.running.delete(turn.index)
@@ -124,7 +126,7 @@ const ENTRIES = {
 			if (permission.turnIndex !== turn.index) continue
 			permission.over = true
 			model.waiting.delete(requestId)
-			model.dirty.add(permission.tool)
+			touch(model, permission.tool)
 		}
 	},
 
@@ -146,7 +148,7 @@ const ENTRIES = {
 		const tool = mergeTool(
 			model,
 			{ ...asked, toolCallId: identity(asked.toolCallId) ?? `permission:${requestId}` },
-			entry
+			inside(model, entry, request.sessionId) ?? entry
 		)
 		const { title, toolKind, content, locations, input, turnIndex } = tool
 		const permission = {
@@ -171,6 +173,7 @@ const ENTRIES = {
 		const { request_id: requestId } = entry
 		if (model.requests.has(requestId)) return
 		const asked = question(entry.request)
+		const { sessionId } = record(entry.request)
 		const call = { title: asked.message, toolKind: 'question', locations: [] }
 		const expiresAt = number(entry.expires_at)
 		const fields = {
@@ -184,7 +187,7 @@ const ENTRIES = {
 			over: false,
 			refused: 0
 		}
-		const item = add(model, entry, 'question', fields)
+		const item = add(model, inside(model, entry, sessionId) ?? entry, 'question', fields)
 		wait(model, hide(item, { tool: item }))
 	},
 
@@ -211,6 +214,7 @@ function update(model, entry, method, params) {
 	if (method === 'elicitation/complete' && complete(model, record(params)) !== UNKNOWN) return
 	const one = method === 'session/update' ? record(params).update : null
 	const name = record(one).sessionUpdate
+	if (entry.subagent && SETTINGS.has(name)) return
 	const handler = typeof name === 'string' ? UPDATES[name] : null
 	if (!handler || handler(model, one, entry) === UNKNOWN)
 		addRaw(model, entry, words(name, method), isRecord(one) ? one : params)
@@ -226,7 +230,7 @@ function resolve(model, { request_id: requestId, outcome, by }, normalise) {
 	model.waiting.delete(requestId)
 	if (!asked || asked.outcome) return
 	Object.assign(asked, { outcome: normalise(record(outcome)), by: string(by) })
-	model.dirty.add(asked.tool)
+	touch(model, asked.tool)
 }
 
 // The person is done with a link
@@ -235,10 +239,15 @@ function complete(model, { elicitationId }) {
 	const item = [...model.requests.values()].find(one => id !== null && one.elicitationId === id)
 	if (!item) return UNKNOWN
 	item.done = true
-	model.dirty.add(item)
+	touch(model, item)
 }
 
 const UNKNOWN = Symbol('unknown')
+
+// Of a subagent, they are not those of the session
+const SETTINGS = new Set(
+	['available_commands', 'config_option', 'current_mode', 'session_info', 'usage'].map(name => `${name}_update`)
+)
 
 const UPDATES = {
 	__proto__: null,
@@ -246,20 +255,18 @@ const UPDATES = {
 	agent_thought_chunk: (model, chunk, entry) => addText(model, 'thought', chunk, entry),
 	user_message_chunk(model, chunk, entry) {
 		const { text } = record(chunk.content)
-		if (typeof text !== 'string' || !textOf(turnOf(model, entry).prompt).includes(text))
+		if (entry.subagent || typeof text !== 'string' || !textOf(turnOf(model, entry).prompt).includes(text))
 			addText(model, 'user', chunk, entry)
 	},
 	tool_call: (model, call, entry) => void mergeTool(model, call, entry),
 	tool_call_update: (model, call, entry) =>
-		identity(call.toolCallId) === null
-			? UNKNOWN
-			: void mergeTool(model, call, entry, model.calls.get(identity(call.toolCallId))),
+		identity(call.toolCallId) === null ? UNKNOWN : void mergeTool(model, call, entry, true),
 	plan(model, { entries }, entry) {
 		if (!Array.isArray(entries)) return UNKNOWN
-		const turn = turnOf(model, entry)
-		turn.plan ??= add(model, entry, 'plan', {})
-		turn.plan.entries = planEntries(entries)
-		model.dirty.add(turn.plan)
+		const place = placeOf(model, entry)
+		place.plan ??= add(model, entry, 'plan', {})
+		place.plan.entries = planEntries(entries)
+		model.dirty.add(place.plan)
 	},
 	available_commands_update: (model, { availableCommands: all }, entry) =>
 		Array.isArray(all) ? set(model, 'commands', commands(all), entry) : UNKNOWN,
@@ -282,7 +289,88 @@ const UPDATES = {
 	},
 	usage_update: (model, change) => void set(model, 'usage', usage(change)),
 	notice: (model, { severity, title, description }, entry) =>
-		void add(model, entry, 'note', { note: string(severity), title: words(title, ''), text: words(description, '') })
+		void add(model, entry, 'note', { note: string(severity), title: words(title, ''), text: words(description, '') }),
+
+	// The session of a subagent begins, or changes
+	subagent_update(model, { sessionId, title, description, state: given }, entry) {
+		const id = identity(sessionId)
+		if (id === null) return UNKNOWN
+		const { state, stopReason, error } = record(given)
+		const failed = stopReason === 'error'
+		const call = {
+			toolCallId: NAMED + id,
+			title:
+				[title, description]
+					.map(one => words(one, ''))
+					.filter(Boolean)
+					.join(' · ') || null,
+			status: state === 'idle' ? (failed ? 'failed' : 'completed') : STATES[string(state)]
+		}
+		const host = mergeTool(model, call, entry, true, call.toolCallId)
+		host.title ||= SUBAGENT
+		thread(model, host, entry)
+		if (stopReason === 'cancelled') Object.assign(host, { status: 'pending', endedAt: null, abandoned: true })
+		if (failed && error)
+			add(model, inside(model, entry, id), 'note', { note: 'error', title: words(record(error).message, ''), text: '' })
+	},
+	// Between a subagent and its parent: both sides report it
+	session_message(model, { messageId, senderSessionId, recipientSessionId, content }, entry) {
+		const ids = [record(entry.subagent).session_id, senderSessionId, recipientSessionId]
+		const id = ids.find(one => inside(model, entry, one))
+		if (id === undefined) return UNKNOWN
+		const kind = id === senderSessionId ? 'message' : 'user'
+		const at = inside(model, entry, id)
+		model.messages.set(identity(messageId), { kind, id })
+		const said = textOf(blocks(content))
+		if (!placeOf(model, at).items.some(({ parts }) => parts && textOf(parts) === said))
+			addMessage(model, kind, content, at)
+	},
+	session_message_chunk(model, { messageId, content }, entry) {
+		const { kind, id } = model.messages.get(identity(messageId)) ?? {}
+		if (!kind) return UNKNOWN
+		addText(model, kind, { content, messageId }, inside(model, entry, id))
+	}
+}
+
+// The call of a subagent that has a session instead of a call of its parent
+const NAMED = 'subagent:'
+const SUBAGENT = 'Subagent'
+const STATES = { __proto__: null, running: 'in_progress', requires_action: 'in_progress' }
+
+// The same entry as one of a subagent, if that session is known
+const inside = (model, entry, id) =>
+	identity(id) !== null && model.calls.has(NAMED + id) ? { ...entry, subagent: { session_id: id } } : null
+
+// The turn of an entry, or the call of the subagent that it is of
+function placeOf(model, entry) {
+	const turn = turnOf(model, entry)
+	const { session_id: session, tool_call_id: call } = record(entry.subagent)
+	const [own, parent] = [identity(session), identity(call)]
+	if (own === null && parent === null) return turn
+	const key = own === null ? parent : NAMED + own
+	let host = turn.tools.get(key) ?? turn.tools.get(parent)
+	if (!host) {
+		const started = { toolCallId: key, status: 'in_progress' }
+		host = mergeTool(model, started, { ...entry, subagent: null }, true)
+		host.title ||= SUBAGENT
+	}
+	turn.tools.set(key, host)
+	return thread(model, host, entry)
+}
+
+// A subagent is a call with items of its own
+function thread(model, host, entry) {
+	if (!host.items) {
+		host.items = []
+		hide(host, { text: null, plan: null })
+		turnOf(model, entry).subagents.add(host)
+	}
+	return host
+}
+
+// Marks an item as changed, and the subagents that it is of
+function touch(model, item) {
+	for (let one = item; one; one = one.host) model.dirty.add(one)
 }
 
 function turnOf(model, { turn_index: given, ts }) {
@@ -305,7 +393,7 @@ function turnOf(model, { turn_index: given, ts }) {
 			plan: null,
 			items: []
 		}
-		hide(turn, { tools: new Map(), open: new Set(), text: null })
+		hide(turn, { tools: new Map(), open: new Set(), subagents: new Set(), text: null })
 		model.byIndex.set(index, turn)
 		model.turns.push(turn)
 	}
@@ -314,53 +402,70 @@ function turnOf(model, { turn_index: given, ts }) {
 }
 
 function add(model, entry, kind, fields) {
-	const turn = turnOf(model, entry)
-	closeText(model, turn, entry.ts)
-	const item = { kind, turnIndex: turn.index, startedAt: entry.ts, ...fields }
-	turn.items.push(item)
-	model.dirty.add(item)
+	const place = placeOf(model, entry)
+	closeText(model, place, entry.ts)
+	const item = { kind, turnIndex: turnOf(model, entry).index, startedAt: entry.ts, ...fields }
+	if (place.kind === 'tool') hide(item, { host: place })
+	place.items.push(item)
+	touch(model, item)
 	return item
 }
 
 function addText(model, kind, { content: given, messageId: id }, entry) {
-	const turn = turnOf(model, entry)
+	const place = placeOf(model, entry)
 	const content = block(given)
 	const messageId = identity(id)
-	let item = turn.text
+	let item = place.text
 	if (item?.kind !== kind || item.messageId !== messageId) {
 		item = add(model, entry, kind, { messageId, parts: [] })
-		turn.text = item
+		place.text = item
 	}
 	const last = item.parts.at(-1)
 	const isText = content.type === 'text'
 	if (isText && last?.type === 'text') last.text += content.text
 	else item.parts.push(isText ? { type: 'text', text: content.text } : content)
 	item.endedAt = entry.ts
-	item.done = turn.stopReason !== null
+	item.done = turnOf(model, entry).stopReason !== null
 	model.dirty.add(item)
 }
 
-function closeText(model, turn, ts) {
-	if (!turn.text) return
-	Object.assign(turn.text, { done: true, endedAt: ts })
-	model.dirty.add(turn.text)
-	turn.text = null
+// A whole message
+function addMessage(model, kind, content, entry) {
+	const place = placeOf(model, entry)
+	closeText(model, place, entry.ts)
+	for (const one of blocks(content)) addText(model, kind, { content: one, messageId: null }, entry)
+	closeText(model, place, entry.ts)
+}
+
+function closeText(model, place, ts) {
+	if (!place.text) return
+	Object.assign(place.text, { done: true, endedAt: ts })
+	model.dirty.add(place.text)
+	place.text = null
 }
 
 function addRaw(model, entry, name, data) {
-	const last = turnOf(model, entry).items.at(-1)
+	const last = placeOf(model, entry).items.at(-1)
 	if (last?.kind !== 'raw' || last.name !== name) return void add(model, entry, 'raw', { name, count: 1, data: [data] })
 	last.count += 1
 	if (last.count <= MAX_RAW) last.data.push(data)
 	model.dirty.add(last)
 }
 
-// An id identifies one call within its turn; an earlier report supplies missing fields
-function mergeTool(model, change, entry, earlier) {
+// The calls of a subagent with a session have ids of their own
+function keyOf({ subagent }, id) {
+	const own = identity(record(subagent).session_id)
+	return own === null || id === null ? id : `${own} ${id}`
+}
+
+// An id identifies one call within its turn; a change supplies missing fields from an earlier turn
+function mergeTool(model, change, entry, isChange = false, key = keyOf(entry, identity(change.toolCallId))) {
 	const id = identity(change.toolCallId)
 	const turn = turnOf(model, entry)
-	let tool = turn.tools.get(id)
+	if (!turn.tools.has(key)) placeOf(model, entry) // which may be its own
+	let tool = turn.tools.get(key)
 	if (!tool) {
+		const earlier = isChange ? model.calls.get(key) : null
 		tool = add(model, entry, 'tool', {
 			id,
 			title: earlier?.title ?? '',
@@ -375,16 +480,20 @@ function mergeTool(model, change, entry, earlier) {
 			abandoned: false,
 			endedAt: null
 		})
-		if (id !== null) for (const known of [turn.tools, model.calls]) known.set(id, tool)
+		if (id !== null) for (const known of [turn.tools, model.calls]) known.set(key, tool)
 	}
 	// Absent and null mean unchanged; lists are replaced whole.
 	const fields = toolCall(change)
 	for (const name in fields) if (fields[name] != null) tool[name] = fields[name]
 	const ended = tool.status === 'completed' || tool.status === 'failed'
 	tool.endedAt = ended ? (tool.endedAt ?? entry.ts) : null
-	if (ended) turn.open.delete(tool)
-	else if (turn.status === 'running') turn.open.add(tool)
-	else tool.abandoned = true
+	if (ended) {
+		turn.open.delete(tool)
+		closeText(model, tool, entry.ts)
+	} else if (turn.status === 'running') {
+		turn.open.add(tool)
+		tool.abandoned = false // a subagent that was stopped may go on
+	} else tool.abandoned = true
 	// Agents stream output here if the client has no terminal.
 	const { terminal_output: output, terminal_exit: exit } = record(change._meta)
 	if (isRecord(output) || isRecord(exit)) {
@@ -392,7 +501,7 @@ function mergeTool(model, change, entry, earlier) {
 		tool.terminal.output += string(record(output).data)
 		tool.terminal.exit = number(record(exit).exit_code, tool.terminal.exit)
 	}
-	model.dirty.add(tool)
+	touch(model, tool)
 	return tool
 }
 
@@ -418,18 +527,34 @@ export const answerOf = ({ items }) =>
 const LOOKS = new Set(['read', 'search', 'fetch', 'think', 'switch_mode'])
 
 export const explores = ({ kind, toolKind }) => kind === 'tool' && (toolKind === 'read' || toolKind === 'search')
-export const changesFiles = ({ kind, toolKind }) => kind === 'tool' && !LOOKS.has(toolKind)
+/** @type {(item: Props) => boolean} */
+export const changesFiles = ({ kind, toolKind, items = [] }) =>
+	(kind === 'tool' && !LOOKS.has(toolKind)) || items.some(changesFiles)
 
 // The files that the calls of a turn report to have changed
-export function changedPaths({ items }) {
-	const paths = items
-		.filter(({ kind, status }) => kind === 'tool' && status === 'completed')
-		.flatMap(({ content, toolKind, locations }) => {
-			const diffs = content.filter(({ type }) => type === 'diff')
-			return diffs.length ? diffs : ['edit', 'delete', 'move'].includes(toolKind) ? locations : []
-		})
-	return new Set(paths.map(({ path }) => path))
+export const changedPaths = ({ items }) => new Set(items.flatMap(pathsOf))
+
+function pathsOf({ kind, status, content, toolKind, locations, items = [] }) {
+	const inside = items.flatMap(pathsOf)
+	if (kind !== 'tool' || status !== 'completed') return inside
+	const diffs = content.filter(({ type }) => type === 'diff')
+	const changed = diffs.length ? diffs : ['edit', 'delete', 'move'].includes(toolKind) ? locations : []
+	return [...inside, ...changed.map(({ path }) => path)]
 }
+
+/** Whether a request is not answered yet. */
+export const isOpen = ({ outcome, over }) => !outcome && !over
+
+/** @type {(item: Props) => boolean} whether an item, or one within it, waits for a person */
+export const waits = item =>
+	(item.permissions ?? (item.kind === 'question' ? [item] : [])).some(isOpen) || (item.items ?? []).some(waits)
+
+/** @type {(item: Props) => boolean} what a person sees even if it is folded */
+export const isUrgent = item =>
+	item.status === 'failed' || item.note === 'error' || waits(item) || (item.items ?? []).some(isUrgent)
+
+/** @type {(subagent: Props) => any} the call on which a subagent works */
+export const nowOf = ({ items }) => items.findLast(one => one.kind === 'tool' && !one.endedAt && !one.abandoned)
 
 const ATTACHED = '[Attached files]\n'
 

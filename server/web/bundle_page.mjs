@@ -8,37 +8,82 @@
 import { createHash } from 'node:crypto';
 import { mkdirSync, readdirSync, readFileSync, renameSync, rmSync, writeFileSync } from 'node:fs';
 import process from 'node:process';
-import { fileURLToPath } from 'node:url';
+import { fileURLToPath, pathToFileURL } from 'node:url';
 import { build } from 'esbuild';
 
 const STATIC = fileURLToPath(new URL('../../static/', import.meta.url));
 const MODULES = fileURLToPath(new URL('../../node_modules/', import.meta.url));
 const FOLDER = process.argv[2];
 const FRESH = `${FOLDER}.${process.pid}`;
-// Long names of the page's own properties, which neither the browser, a library nor the protocol knows.
-const OWN_NAMES =
-	/^(adminToken|startedAt|showWaiting|turnViews|showSidebar|endedAt|byIndex|awaySince|checkWords|auditEvent|seededAt|withdrawing|chooseAgent|readTo|auditApp|loadAgents|durationMs|loadingShownAt|projectsShown|lookAtChanges|focusComposer|expiresAt|leftEnd|saidShown|closePane|agentName|turnEntries|sendNow|savePreferences|toolKind|turnIndex|requestId|saveToken|saveOutbox|saveDraft|addressOf|requeue|goBeside|folded|headings|pickers|visiting|unended|nextAt|isLast|startNew|sendAnew|retryAt|visitWaiting|toggleNotify|setProjects|unsent|ticked|setRunning|setPurpose|setAgents|inHistory|isNarrow|complain|setPane|caution|explored|closeText|composer|suggestions|outbox|synced|abandoned|stash|toEnd|hear|callAdmin|showSide|menuOf|stale|opened|shell|beside|forget|stopReason|conversation|dirty|panels|danger|wire|refusal|seen|turns|refused|terminal|permissions)$/;
-// Short names for the custom properties of the stylesheets; scripts set only `--tint`.
+// Names of the page's own properties and of the parts of its templates, which neither the browser, a library,
+// the protocol nor the storage knows, and which no string names.
+const OWN_NAMES = new RegExp(
+	`^(${`
+		abandoned actions addressOf adminToken agentName asked attachments auditApp auditEvent awaySince beside
+		byIndex byKey callAdmin calls card caution cell checkWords choice choices chooseAgent closePane closeText
+		column complain composer conversation copying danger dirty draft draw drawn draws durationMs edits elapsed
+		endedAt expiresAt explored facts focusComposer folded following foot forget goBeside greeting heading
+		headings hear inHistory inPage inWorktree isLast isNarrow jump jumpTo leftEnd loadAgents loadingShownAt
+		loadMore look lookAtChanges looking menuOf nextAt offered older onDevice opened openSession outbox pane
+		panels parts paths permissions picker pickers policies policyName preferences projectsShown readTo recent
+		redo refusal refused reopen replacing requestId requeue retryAt review reviewWords rewritten saidShown
+		saveDraft saveOutbox savePreferences saveToken scroll scroller seededAt seen sendAnew sendNow sendWords
+		sent setAgents setPane setProjects setPurpose setRunning shell shown showSide showSidebar showWaiting sides
+		signOut sinceName skip stale startedAt startNew stash stat states stopReason subagents suggestions synced
+		terminal ticked tiles timer toEnd toggleNotify toolKind turn turnEntries turnIndex turns turnViews undoName
+		undoneWords unended unsent view views visiting visitWaiting whyNot wire withdraw withdrawing words
+	`
+		.trim()
+		.replaceAll(/\s+/g, '|')})$`
+);
+// Custom properties of the stylesheets: sizes stand for themselves, others get short names; scripts set only `--tint`.
 const shortNames = new Map();
+const sizes = new Map(
+	[...readFileSync(`${STATIC}style.css`, 'utf8').matchAll(/(--\w+):([\d.]+rem);/g)].map(([, name, size]) => [
+		name,
+		size
+	])
+);
 const shortProperties = {
 	name: 'short-properties',
 	setup: ({ onLoad }) =>
 		onLoad({ filter: /\.css$/ }, ({ path }) => ({
 			loader: 'css',
-			contents: readFileSync(path, 'utf8').replaceAll(/--(?!tint\b)[a-z][\w-]*/g, shortNameOf)
+			contents: readFileSync(path, 'utf8')
+				.replaceAll(/(--\w+):[\d.]+rem;/g, '')
+				.replaceAll(/var\((--\w+)\)/g, (found, name) => sizes.get(name) ?? found)
+				.replaceAll(/--(?!tint\b)[a-z][\w-]*/g, shortNameOf)
 		}))
 };
 function shortNameOf(name) {
 	if (!shortNames.has(name)) shortNames.set(name, `--${shortNames.size.toString(36)}`);
 	return shortNames.get(name);
 }
+// Who loads a part of the page later has the page: then what both use needs no chunk of its own.
+const PAGE = `${STATIC}app.js`;
+const loadedLater = {
+	name: 'loaded-later',
+	setup({ onLoad }) {
+		const parts = new Set(
+			names.flatMap(name =>
+				[...readFileSync(STATIC + name, 'utf8').matchAll(/import\('(\.[^']+)'\)/g)].map(([, path]) =>
+					fileURLToPath(new URL(path, pathToFileURL(STATIC + name)))
+				)
+			)
+		);
+		onLoad({ filter: /\.js$/ }, ({ path }) =>
+			parts.has(path) ? { contents: `${readFileSync(path, 'utf8')}\nimport ${JSON.stringify(PAGE)}` } : null
+		);
+	}
+};
 const common = {
 	bundle: true,
 	minify: true,
 	format: 'esm',
 	target: 'es2024',
 	logLevel: 'warning',
-	legalComments: 'none'
+	legalComments: 'none',
+	charset: 'utf8'
 };
 
 // The same digest as that of built_page.py: of the names and bytes of all served sources.
@@ -65,10 +110,12 @@ mkdirSync(FRESH, { recursive: true });
 try {
 	const own = await build({
 		...common,
-		entryPoints: [`${STATIC}app.js`],
+		entryPoints: [PAGE],
+		plugins: [loadedLater],
 		outdir: FRESH,
 		splitting: true,
 		mangleProps: OWN_NAMES,
+		mangleCache: {},
 		chunkNames: 'p-[hash]',
 		external: libraries.map(([name]) => name),
 		metafile: true
@@ -116,6 +163,7 @@ try {
 		.replaceAll(/(?<=")static\/[\w.-]+\.(?:css|js)(?=")/g, path =>
 			path.includes('-') && first.includes(path) ? path : `${path}?v=${version}`
 		)
+		.replaceAll(/(?<=data-part=")\w+/g, name => own.mangleCache[name] ?? name)
 		.replaceAll(/\n\t+/g, '\n');
 	writeFileSync(`${FRESH}/index.html`, page);
 	writeFileSync(

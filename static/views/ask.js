@@ -1,8 +1,7 @@
 // Takes no focus, so that no key answers by accident
+import { isOpen } from '../transcript.js'
 import { deadline } from './deadline.js'
 import { say, setText, uid, View, word } from './dom.js'
-
-export const isOpen = ({ outcome, over }) => !outcome && !over
 
 export class AskView extends View {
 	constructor(id, request, context, words) {

@@ -1,6 +1,6 @@
 import { guard, oncePerFrame } from './dom.js'
 import { rawView } from './notes.js'
-import { TurnView } from './turn.js'
+import { buildItem, TurnView } from './turn.js'
 
 const FRAME_BUDGET = 10
 const OPEN_BUDGET = 30
@@ -17,6 +17,7 @@ export class ConversationView {
 		this.draw = oncePerFrame(() => this.#draw())
 		this.context = {
 			...context,
+			build: (item, live) => buildItem(item, this.context, live),
 			again: item => {
 				this.model.dirty.add(item)
 				this.draw()

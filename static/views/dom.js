@@ -144,7 +144,7 @@ export function toggler(button, body, draw) {
 	function open(on = true) {
 		toggle.touched = true
 		show(on)
-		if (on) draw()
+		draw()
 	}
 	function show(on) {
 		body.hidden = !on

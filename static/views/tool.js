@@ -1,44 +1,49 @@
 // The body is built on opening, because there may be thousands of calls
 import { pretty } from '../normalise.js'
-import { isOpen } from './ask.js'
+import { nowOf, textOf, waits } from '../transcript.js'
 import { commandOf, contentView, hasDiff, locationsView, section } from './call.js'
 import { titleOf } from './calltitle.js'
 import { codeBlock } from './code.js'
 import { guard, h, hint, icon, say, setChildren, setText, toggler, View, word } from './dom.js'
-import { duration } from './format.js'
+import { dotted, duration } from './format.js'
 import { PermissionView } from './permission.js'
 import { TerminalView } from './terminal.js'
+import { ThreadView } from './thread.js'
 
 export class ToolView extends View {
 	constructor(item, context, live) {
 		super('tool', { item, context, live, parts: new Map(), asks: new Map() })
-		this.toggle = toggler(this.line, this.body, () => this.#showBody())
+		this.toggle = toggler(this.line, this.body, () => this.#show())
 		this.update()
 	}
 
 	update() {
-		const { permissions } = this.item
-		const waits = permissions.some(isOpen)
-		for (const permission of permissions) this.#permission(permission)
-		this.#head(waits)
-		const { toggle } = this
-		if (!toggle.touched && !waits && this.live && (this.item.toolKind === 'execute' || hasDiff(this.item)))
+		const { item, toggle } = this
+		const asks = waits(item)
+		for (const permission of item.permissions) this.#permission(permission)
+		this.#head(asks)
+		if (!toggle.touched && !asks && this.live && !item.items && (item.toolKind === 'execute' || hasDiff(item)))
 			toggle.open()
-		else if (!this.body.hidden) this.#showBody()
+		else this.#show()
 	}
 
-	#head(waits) {
-		const { toolKind, abandoned, status, startedAt, endedAt } = this.item
-		const state = waits ? 'asking' : abandoned && !endedAt ? 'stopped' : status
+	#head(asks) {
+		const { items, toolKind, abandoned, status, startedAt, endedAt } = this.item
+		const kind = items ? 'subagent' : toolKind
+		const state = asks ? 'asking' : abandoned && !endedAt ? 'stopped' : status
+		const mark = word('mark', state)
+		const words = word('tool', mark ? state : 'in_progress')
 		const { dataset } = this.el
-		if (dataset.kind !== toolKind) this.icon.replaceChildren(icon(word('kind', toolKind) ?? 'wrench'))
-		if (dataset.state !== state) {
-			const mark = word('mark', state)
-			const words = word('tool', mark ? state : 'in_progress')
-			this.state.replaceChildren(mark ? icon(mark) : h('span.spinner'), h('span.offscreen', { text: words }))
+		if (dataset.kind !== kind || dataset.state !== state) {
+			this.icon.replaceChildren(icon(word('kind', kind) ?? 'wrench'))
+			this.state.replaceChildren(
+				mark ? icon(mark) : h('span.spinner'),
+				items ? '' : h('span.offscreen', { text: words }) // the title has it
+			)
 		}
-		Object.assign(dataset, { kind: toolKind, state })
-		setText(this.title, titleOf(this.item))
+		Object.assign(dataset, { kind, state })
+		const now = items && !mark && nowOf(this.item)
+		setText(this.title, dotted([titleOf(this.item), items && words.toLowerCase(), now && `now: ${titleOf(now)}`]))
 		setText(this.time, endedAt - startedAt >= 1000 ? duration(endedAt - startedAt) : '')
 	}
 
@@ -52,16 +57,23 @@ export class ToolView extends View {
 		this.asks.get(requestId).update()
 	}
 
-	#showBody() {
+	#show() {
+		const { item, context, body } = this
+		if (item.items) {
+			if (!this.thread) this.line.after((this.thread = new ThreadView(item, context)).el)
+			this.thread.update(!body.hidden)
+		}
+		if (body.hidden) return
 		guard(
 			() => this.#drawBody(),
-			() => this.body.replaceChildren(codeBlock(pretty(this.item), 'json').el)
+			() => body.replaceChildren(codeBlock(pretty(item), 'json').el)
 		)
 	}
 
 	#drawBody() {
 		const { item } = this
-		const { locations, content, input, output, terminal } = item
+		const { items, locations, content, input, output, terminal } = item
+		const said = items && textOf(items.findLast(({ kind }) => kind === 'message')?.parts)
 		const command = item.toolKind === 'execute' ? commandOf(item) : ''
 		const printed = printedBy(item)
 		const parts = []
@@ -80,6 +92,7 @@ export class ToolView extends View {
 		if (locations.length && !hasDiff(item)) part('locations', locations, locationsView)
 		if (command) part('command', command, text => codeBlock(pretty(text), 'bash').el)
 		for (const [index, one] of content.entries()) {
+			if (said && one.content?.text === said) continue // the subagent's answer
 			if (printed == null || (one.type !== 'terminal' && one.content?.type !== 'text'))
 				part(index, one, data => contentView(data, this.context.cwd()))
 		}
@@ -89,9 +102,9 @@ export class ToolView extends View {
 			parts.push(this.terminal.el)
 		}
 		if (terminal?.exit) part('exit', `Exit code ${terminal.exit}`, hint)
-		if (input !== undefined && !command && !hasDiff(item)) part('input', input, section('Input'))
+		if (input !== undefined && !items && !command && !hasDiff(item)) part('input', input, section('Input'))
 		if (output !== undefined && printed == null && !content.length) part('output', output, section('Output'))
-		if (!parts.length) part('none', say('the_agent'), hint)
+		if (!parts.length && !items) part('none', say('the_agent'), hint)
 		setChildren(this.body, parts)
 	}
 }

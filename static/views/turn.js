@@ -43,6 +43,16 @@ function place(chunk, item, el) {
 	el.explores = explores(item)
 }
 
+/** @type {(item: Item, context: Props, live?: boolean) => Props} the view of an item; `context` has those of all items */
+export function buildItem(item, context, live) {
+	const view = guard(
+		() => new (VIEWS[item.kind] ?? RawView)(item, context, live),
+		() => rawView(item.kind, item)
+	)
+	context.views.set(item, view)
+	return view
+}
+
 export class TurnView extends View {
 	constructor(turn, context, later) {
 		super('turn', { turn, context })
@@ -84,7 +94,7 @@ export class TurnView extends View {
 				chunk?.classList.add('settled')
 				chunk = this.body.appendChild(h('div.chunk'))
 			}
-			place(chunk, items[this.to], this.#build(items[this.to], true))
+			place(chunk, items[this.to], this.context.build(items[this.to], true).el)
 		}
 		return this.to >= items.length
 	}
@@ -95,18 +105,9 @@ export class TurnView extends View {
 		const older = items.slice(first, this.from)
 		const live = this.context.isLast(this.turn) && items.length < LIVELY
 		const chunk = h('div.chunk.settled')
-		for (const item of older) place(chunk, item, this.#build(item, live))
+		for (const item of older) place(chunk, item, this.context.build(item, live).el)
 		if (older.length) this.body.prepend(chunk)
 		this.from = first
-	}
-
-	#build(item, live) {
-		const view = guard(
-			() => new (VIEWS[item.kind] ?? RawView)(item, this.context, live),
-			() => rawView(item.kind, item)
-		)
-		this.context.views.set(item, view)
-		return view.el
 	}
 
 	tick(now) {

@@ -4,7 +4,19 @@
 import assert from 'node:assert/strict';
 import { readdirSync, readFileSync, writeFileSync } from 'node:fs';
 import { test } from 'node:test';
-import { createTranscript, promptParts, reduce, seed, textOf } from '../../static/transcript.js';
+import {
+	answerOf,
+	changedPaths,
+	changesFiles,
+	createTranscript,
+	isUrgent,
+	nowOf,
+	promptParts,
+	reduce,
+	seed,
+	textOf,
+	waits
+} from '../../static/transcript.js';
 
 const GOLDEN = new URL('./golden/', import.meta.url);
 const read = name => readFileSync(new URL(name, GOLDEN), 'utf8');
@@ -520,6 +532,117 @@ test('promptParts restores uploads as files', () => {
 	assert.equal(promptParts('plain').text, 'plain');
 	assert.equal(promptParts(null).text, '');
 	assert.equal(promptParts([{ type: 'image' }, { type: 'text', text: 'x' }]).others.length, 1);
+});
+
+test('what a subagent does is within the call of its parent', () => {
+	const l = log();
+	const child = { subagent: { tool_call_id: 'a' } };
+	l.start();
+	l.say('I ask ');
+	l.update('tool_call', { toolCallId: 'a', title: 'Look around', kind: 'think', status: 'in_progress' });
+	l.say('Looking ', {}, child);
+	l.say('someone.'); // at the same time
+	l.update('tool_call', { toolCallId: 'e', title: 'Edit', kind: 'edit', locations: [{ path: '/x' }] }, child);
+	l.say('Deeper.', {}, { subagent: { tool_call_id: 'e' } });
+	l.update('usage_update', { used: 7 }, child);
+	assert.equal(l.model.usage, null);
+	const [, host, after] = l.items;
+	assert.deepEqual(
+		[host.title, textOf(after.parts), answerOf(l.model.turns[0])],
+		['Look around', 'someone.', 'I ask \n\nsomeone.']
+	);
+	const [words, edit] = host.items;
+	assert.deepEqual([textOf(words.parts), words.done, textOf(edit.items[0].parts)], ['Looking ', true, 'Deeper.']);
+	assert.deepEqual([nowOf(host), isUrgent(host), changesFiles(host)], [edit, false, true]);
+	// A change within it is one of the call, too.
+	l.model.dirty.clear();
+	l.put('permission_request', {
+		request_id: 'p',
+		request: { toolCall: { toolCallId: 'e' }, options: [] },
+		expires_at: 1
+	});
+	assert.deepEqual([l.model.dirty.has(edit), l.model.dirty.has(host), waits(host)], [true, true, true]);
+	l.model.dirty.clear();
+	l.put('permission_resolved', { request_id: 'p', outcome: {}, by: 'client' });
+	assert.deepEqual([l.model.dirty.has(host), waits(host)], [true, false]);
+	l.update('tool_call_update', { toolCallId: 'e', status: 'completed' }, child);
+	l.update('tool_call_update', { toolCallId: 'a', status: 'completed' });
+	assert.deepEqual([[...changedPaths(l.model.turns[0])], nowOf(host)], [['/x'], undefined]);
+	l.update('tool_call', { toolCallId: 'f', title: 'npm test', status: 'failed' }, child);
+	assert.ok(isUrgent(host));
+	l.end();
+	assert.equal(l.items.length, 3);
+});
+
+test('a subagent whose parent is unknown, or itself, has a call of its own', () => {
+	const l = log();
+	l.start();
+	l.say('Here.', {}, { subagent: { tool_call_id: 'gone' } });
+	l.update('tool_call', { toolCallId: 'x', title: 'X' }, { subagent: { tool_call_id: 'x' } });
+	l.say('There.', {}, { subagent: { session_id: 's', tool_call_id: 'gone' } });
+	l.say('There.', {}, { subagent: { session_id: 's' } });
+	assert.deepEqual(
+		l.items.map(({ title, items }) => [title, items.map(({ parts }) => textOf(parts))]),
+		[
+			['Subagent', ['Here.There.There.']],
+			['X', []]
+		]
+	);
+	for (const subagent of [7, [], null, {}, { session_id: {}, tool_call_id: [] }]) l.say('Mine.', {}, { subagent });
+	assert.equal(answerOf(l.model.turns[0]), 'Mine.'.repeat(5));
+});
+
+test('a subagent with a session of its own is named by it', () => {
+	const l = log();
+	const of = session_id => ({ subagent: { session_id } });
+	const text = words => ({ content: [{ type: 'text', text: words }] });
+	l.start();
+	l.update('subagent_update', { sessionId: 's', title: 'Look', description: 'reader', state: { state: 'running' } });
+	const [host] = l.items;
+	assert.deepEqual([host.title, host.status, host.items], ['Look · reader', 'in_progress', []]);
+	// Both sides report a message.
+	const task = { messageId: 'm', senderSessionId: 'own', recipientSessionId: 's', ...text('Look around.') };
+	l.update('session_message', task);
+	l.update('session_message', task, of('s'));
+	l.update('tool_call', { toolCallId: 't', title: 'Read', kind: 'read' }, of('s'));
+	l.update('tool_call', { toolCallId: 't', title: 'Mine' }); // another session, another call
+	const request = { sessionId: 's', toolCall: { toolCallId: 't' }, options: [] };
+	l.put('permission_request', { request_id: 'p', request, expires_at: 1 });
+	assert.deepEqual([host.items[1].permissions.length, l.items.length], [1, 2]);
+	const form = { sessionId: 's', mode: 'form', message: 'Which?' };
+	l.put('elicitation_request', { request_id: 'q', request: form, expires_at: 1 });
+	assert.ok(waits(host.items[2]));
+	l.say('Done.', {}, of('s'));
+	l.update('session_message', { messageId: 'r', senderSessionId: 's', recipientSessionId: 'own', ...text('Done.') });
+	l.update('session_message_chunk', { messageId: 'r', content: { type: 'text', text: 'Really.' } });
+	l.update('plan', { entries: [{ content: 'Look' }] }, of('s'));
+	l.update('available_commands_update', { availableCommands: [{ name: 'theirs' }] }, of('s'));
+	assert.deepEqual(
+		host.items.map(({ kind, parts }) => [kind, parts ? textOf(parts) : '']),
+		[
+			['user', 'Look around.'],
+			['tool', ''],
+			['question', ''],
+			['message', 'Done.'],
+			['message', 'Really.'],
+			['plan', '']
+		]
+	);
+	assert.deepEqual([l.model.commands, l.model.turns[0].plan], [null, null]);
+	l.update('subagent_update', { sessionId: 's', state: { state: 'idle', stopReason: 'cancelled' } });
+	assert.deepEqual([host.abandoned, host.endedAt], [true, null]);
+	l.update('subagent_update', { sessionId: 's', state: { state: 'running' } });
+	assert.equal(host.abandoned, false);
+	const error = { code: -1, message: 'No quota.' };
+	l.update('subagent_update', { sessionId: 's', state: { state: 'idle', stopReason: 'error', error } });
+	assert.deepEqual([host.status, host.items.at(-1).title, isUrgent(host.items.at(-1))], ['failed', 'No quota.', true]);
+	l.end();
+	// Its parent asks it again, in another turn.
+	l.start({ turn_index: 2 });
+	l.say('Again.', {}, { ...of('s'), turn_index: 2 });
+	assert.deepEqual([l.items[0].title, textOf(l.items[0].items[0].parts)], ['Look · reader', 'Again.']);
+	l.update('session_message', { messageId: 'm', senderSessionId: 'x', ...text('?') }, { turn_index: 2 });
+	assert.equal(l.items.at(-1).kind, 'raw');
 });
 
 test('only what changed is dirty', () => {

@@ -13,7 +13,7 @@ from ..support.mock_agents import run_step
 from ..web.test_transfers import exported
 
 
-def update(session: str | None, kind: str = "agent_message_chunk", **fields: Any) -> Json:
+def update(session: str | None, kind: str = "agent_message_chunk", /, **fields: Any) -> Json:
     """A step of the mock agent: an update of *session*, or else of its own one."""
     content = {"content": {"type": "text", "text": "aside"}} if kind.endswith("chunk") else {}
     params = {"update": {"sessionUpdate": kind, **content, **fields}}
