@@ -249,6 +249,7 @@ class Settings:
     max_subscriptions_per_socket: int = _setting(_int(1, 1_000_000), 10_000)
     max_waiting_sockets: int = _setting(_int(1, 1_000_000), 1000)
     max_waiting_sockets_per_address: int = _setting(_int(1, 1_000_000), 250)
+    max_refusals_per_sec: int = _setting(_int(1, 1_000_000), 100)
     max_commands_per_sec: int = _setting(_int(1, 1_000_000), 100)
     max_waiting_prompt_bytes_per_app: int = _setting(_int(1, 2**40), 64 * 2**20)
     max_prompts_per_min: int = _setting(_int(1, 1_000_000), 6000)

@@ -58,6 +58,37 @@ class TokenBucket:
         return self._left + (time.monotonic() - self._then) * self._per_second >= self._burst
 
 
+class RefusalPace:
+    """Delays the refusals of an address that causes many of them.
+
+    Refusing takes about a millisecond of the event loop. A client that floods the server without a
+    valid credential waits for each response, so a delay slows only the flood.
+
+    Args:
+        per_second: refusals of one address that are not delayed, after one second's worth at once.
+    """
+
+    MAX_DELAY_SECS = 0.5
+    MAX_ADDRESSES = 4096
+
+    def __init__(self, per_second: float) -> None:
+        self._interval = 1 / per_second
+        self._times: OrderedDict[str, float] = OrderedDict()
+
+    def __len__(self) -> int:
+        """The number of addresses that are remembered."""
+        return len(self._times)
+
+    def delay(self, address: str) -> float:
+        """Count a refusal, and return the seconds by which it is delayed."""
+        now = time.monotonic()
+        at = max(self._times.pop(address, 0), now - 1) + self._interval
+        self._times[address] = min(at, now + self.MAX_DELAY_SECS)
+        if len(self._times) > self.MAX_ADDRESSES:
+            self._times.popitem(last=False)
+        return max(0, self._times[address] - now)
+
+
 def decrement(counts: Counter[str], key: str, count: int = 1) -> None:
     """Subtract from a key's count, and delete the key if its count is 0."""
     counts[key] -= count

@@ -100,6 +100,8 @@ async def error_middleware(request: web.Request, handler: Handler) -> web.Stream
     credential = request.get(CREDENTIAL)
     if credential is not None and credential.is_revoked and not response.prepared:
         response = _failure_response(request, unauthorized(), request_id)
+    if connection is not None and response.status >= 400 and _is_of_stranger(request):
+        await connection.pause(context_of(request).sockets.refusals.delay(request.remote or ""))
     _log_access(request, response, started_at)
     if not request.content.is_eof() and response.status != 101:
         await _discard_body(request, response)
@@ -124,6 +126,11 @@ async def _respond(request: web.Request, handler: Handler, request_id: str) -> w
             error = bad_request("the request ended early")
         failure = failure_of(error, "the request", request_id=request_id)
         return _failure_response(request, failure, request_id)
+
+
+def _is_of_stranger(request: web.Request) -> bool:
+    """Whether a request had no credential of an app. Monitors need none."""
+    return APP_NAME not in request and request.path not in UNLOGGED_PATHS
 
 
 def _failure_response(request: web.Request, error: Error, request_id: str) -> web.Response:

@@ -147,6 +147,16 @@ class BoundedRequestHandler(web.RequestHandler):
         if self.transport is not None and self._read_limit is None:
             self.transport.resume_reading()
 
+    async def pause(self, seconds: float) -> None:
+        """Read nothing for a time."""
+        transport = self.transport
+        if seconds <= 0 or transport is None:
+            return
+        transport.pause_reading()
+        await asyncio.sleep(seconds)
+        if not (self._reading_paused or self._buffer_paused):
+            transport.resume_reading()
+
     def pause_socket(self) -> None:
         """Stop reading the WebSocket, even if aiohttp's buffer has room."""
         self._pause_reading_for_buffer()

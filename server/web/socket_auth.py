@@ -36,7 +36,12 @@ async def authenticate_by_frame(
         timeout = context.settings.auth_timeout_secs
         auth = await receive_auth(response, limit_reached, timeout)
     check_protocol(str(auth.protocol))
-    record_credential(request, await authenticate(context.tokens, auth, session_id, request.remote))
+    try:
+        credential = await authenticate(context.tokens, auth, session_id, request.remote)
+    except Disconnect:
+        await connection.pause(context.sockets.refusals.delay(request.remote or ""))
+        raise
+    record_credential(request, credential)
     return auth
 
 

@@ -13,7 +13,7 @@ from typing import Any
 from ..auth.credential import REVOKED_ABORT_SECS, Credential
 from ..config import Settings
 from ..errors import CloseCode, Error, ErrorCode
-from ..limits import ConcurrencyLimit
+from ..limits import ConcurrencyLimit, RefusalPace
 from .connection import CLOSE_TIMEOUT_SECS, WebSocketConnection
 from .disconnect import Disconnect
 
@@ -31,6 +31,7 @@ class Hub:
 
     Attributes:
         unauthenticated: limits the connections whose clients are not authenticated.
+        refusals: delays the responses to clients that are refused often.
         clock: returns the monotonic seconds by which connections are checked.
         close_timeout: seconds that a closing handshake may take.
         checks_at_once: connections that are checked in one iteration of the event loop.
@@ -40,6 +41,7 @@ class Hub:
         self.unauthenticated = ConcurrencyLimit(
             settings.max_waiting_sockets, settings.max_waiting_sockets_per_address
         )
+        self.refusals = RefusalPace(settings.max_refusals_per_sec)
         self.clock = clock
         self.close_timeout = CLOSE_TIMEOUT_SECS
         self.checks_at_once = CHECKS_AT_ONCE

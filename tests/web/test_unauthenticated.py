@@ -16,12 +16,14 @@ from aiohttp import web
 
 from server import codec
 from server.errors import Error
-from server.limits import ByteBudget, ConcurrencyLimit
+from server.limits import ByteBudget, ConcurrencyLimit, RefusalPace
 from server.web import listener
 from server.web.request_handler import BoundedRequestHandler
 from server.web.resources import page
 from server.ws.handshake import MAX_AUTH_FRAME_BYTES
 
+from ..conftest import Serve
+from ..support.client import new_client
 from ..support.harness import Client, Deadline, LocalServer, Socket, eventually
 from ..support.raw_socket import (
     TEXT,
@@ -122,6 +124,25 @@ async def test_body_of_unauthenticated_request_is_not_awaited(client: Client) ->
         answer = await ask(client, head(client, call, HUGE))
         assert (answer.status, answer.code) == (401, "unauthorized"), call
         assert b"connection: close" in answer.head
+
+
+async def test_frequent_refusals_delay_only_the_refused(
+    serve: Serve, http: aiohttp.ClientSession, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(RefusalPace, "MAX_DELAY_SECS", 3600)
+    server = await serve(max_refusals_per_sec=1)
+    client = await new_client(server.url, http)
+    refused = [asyncio.ensure_future(http.get(f"{server.url}/sessions")) for _ in range(90)]
+    guessing = await http.ws_connect(f"{server.url}/ws")
+    await guessing.send_json({"type": "auth", "token": "cf_guess", "protocol": 1})
+    closed = asyncio.ensure_future(guessing.receive())
+    assert (await refused[0]).status == 401
+    user = await client.connect(await client.create())
+    assert (await user.turn("hello"))["stop_reason"] == "end_turn"
+    waiting = [closed, *refused[45:]]
+    assert not any(response.done() for response in waiting)
+    for response in waiting:
+        response.cancel()
 
 
 async def test_no_continue_before_authentication(client: Client) -> None:
