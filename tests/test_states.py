@@ -10,6 +10,7 @@ import pytest
 from server.agents.base import AGENT_TRANSITIONS
 from server.agents.prompt_handle import PROMPT_TRANSITIONS
 from server.sessions.core import SESSION_TRANSITIONS
+from server.sessions.tenure import TENURE_TRANSITIONS
 from server.sessions.turns import TURN_TRANSITIONS
 from server.states import IllegalTransitionError, StateMachine, Transitions
 
@@ -32,6 +33,7 @@ TABLES: list[Transitions[Any]] = [
     PROMPT_TRANSITIONS,
     TURN_TRANSITIONS,
     SESSION_TRANSITIONS,
+    TENURE_TRANSITIONS,
 ]
 PAIRS = [
     pytest.param(table, before, after, id=f"{type(before).__name__}-{before.name}-{after.name}")

@@ -133,6 +133,10 @@ class Bus:
         with contextlib.suppress(DatabaseError):
             await self._engine.notify(EVERYONE, text)
 
+    def announce(self, text: str) -> None:
+        """Send a notification to every node in the background. It may be lost."""
+        self._tasks.spawn(self.notify_all(text), "cluster-announce")
+
     async def prove_listener(self) -> None:
         """Send this node a notification; replace the listener if the one before did not arrive.
 

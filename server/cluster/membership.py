@@ -43,6 +43,9 @@ class Cluster(Protocol):
             Error: ``internal``; the database is out of reach.
         """
 
+    def announce(self, session: int) -> None:
+        """Let the nodes that follow a session know that this one runs it now."""
+
     async def next_session_number(self) -> int | None:
         """The number of a new session; None if the next one in this process is free."""
 
@@ -58,6 +61,9 @@ class Alone:
     async def claim(self, session_id: str) -> bool:
         """Do nothing: no other server has the session."""
         return False
+
+    def announce(self, session: int) -> None:
+        """Do nothing: nobody else follows the session."""
 
     async def next_session_number(self) -> None:
         """Return None: this process numbers all sessions."""

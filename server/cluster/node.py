@@ -20,6 +20,8 @@ logger = logging.getLogger(__name__)
 NOTICE_BYTES = 7000
 """A notification has less than 8,000 bytes."""
 HEADS = "heads "
+CLAIMED = "claimed"
+"""The event that names a session and its new owner."""
 LATE_BEATS = 5
 """A node that has missed this many beats, half of its lease, gets nothing new."""
 _UNFINISHED = (
@@ -170,6 +172,19 @@ class ClusterNode:
             (self._number,),
         )
         return [(session_id, bool(has_work)) for session_id, has_work in rows]
+
+    async def release(self, ids: Sequence[str]) -> None:
+        """Release sessions of this node that are not in its memory. None is in use."""
+        marks = ", ".join("?" * len(ids))
+        await self.engine.change(
+            f"UPDATE sessions SET owner = NULL WHERE owner = ? AND id IN ({marks})",  # noqa: S608
+            (self._number, *ids),
+            repeats=True,
+        )
+
+    def announce(self, session: int) -> None:
+        """Let the nodes that follow a session know that this one runs it now."""
+        self.bus.announce(f"{CLAIMED} {session} {self._number}")
 
     async def waiting_sessions(self) -> list[str]:
         """The sessions without an owner in which a turn waits."""

@@ -7,13 +7,14 @@ from collections.abc import Callable
 from typing import Any
 
 from ..codec import dumps
-from ..errors import draining, session_closed
+from ..errors import Error, ErrorCode, draining, session_closed
 from ..states import StateMachine, Transitions
 from ..storage import statements
 from ..storage.schema import SessionRow, Statement
 from .alerts import AlertKind
 from .context import SessionContext
 from .options import SessionOptions
+from .tenure import TENURE_TRANSITIONS, TenureState
 
 
 class SessionState(enum.Enum):
@@ -45,6 +46,7 @@ class SessionCore:
         options: what the client chose at the session's creation, and has changed since.
         changed: *on_change*.
         snapshots: of the session's folder.
+        tenure: whether this node of a cluster still has the session.
     """
 
     def __init__(
@@ -64,6 +66,7 @@ class SessionCore:
         self.log = context.logs.open(row.n, head, on_change)
         initial = SessionState.OPEN if row.close_reason is None else SessionState.CLOSED
         self._state = StateMachine(SESSION_TRANSITIONS, initial)
+        self.tenure = StateMachine(TENURE_TRANSITIONS, TenureState.OWNED)
 
     @property
     def id(self) -> str:
@@ -80,6 +83,8 @@ class SessionCore:
     @property
     def is_log_complete(self) -> bool:
         """Whether ``session_closed`` is in the log, so that no entry will follow for now."""
+        if (source := self.log.source) is not None:  # another node may have the session
+            return source.is_complete
         return self._state.current is SessionState.CLOSED
 
     async def check_accepts_prompts(self) -> None:
@@ -102,13 +107,30 @@ class SessionCore:
         self._check_open()
         context.accounts.check(app_name)
 
+    def check_owned(self) -> None:
+        """Check that no other node of a cluster may have the session.
+
+        Raises:
+            Error: ``draining``; a new look-up finds the node that has it.
+        """
+        if self.tenure.current is not TenureState.OWNED:
+            message = "the session has moved to another node; retry"
+            raise Error(ErrorCode.DRAINING, message, retry_after=1)
+
     def _check_open(self) -> None:
+        self.check_owned()
         if not self.is_open:
             raise session_closed()
         if self.context.is_draining:
             raise draining()
 
     def move_to(self, state: SessionState) -> None:
+        """Change the state. Only the owner of a session does.
+
+        Raises:
+            Error: ``draining``; another node may have the session.
+        """
+        self.check_owned()
         self._state.move_to(state)
 
     def log_extra(self) -> dict[str, Any]:

@@ -17,6 +17,7 @@ import logging
 import time
 from collections import OrderedDict, deque
 from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
+from typing import TYPE_CHECKING
 
 from ..errors import DatabaseError, not_found, not_stored
 from ..storage.queries import Queries
@@ -24,6 +25,9 @@ from ..storage.schema import LogRow
 from ..storage.writer import DatabaseWriter
 from . import entries
 from .log_pages import Batch, LogLimits, PageCache
+
+if TYPE_CHECKING:
+    from .released_log import LogSource
 
 logger = logging.getLogger(__name__)
 
@@ -152,6 +156,11 @@ class LogReader:
         self._notify()
 
     @property
+    def is_deleted(self) -> bool:
+        """Whether the log is being deleted."""
+        return self._is_deleted
+
+    @property
     def has_gone_back(self) -> bool:
         """Whether the database has lost entries of this log, so that nobody may follow it here."""
         return False
@@ -229,6 +238,10 @@ class LogReader:
         self._shared.rings.remove(self)
 
 
+class ReleasedLogError(Exception):
+    """An entry for the log of a session that this node has released: a defect of the server."""
+
+
 class SessionLog(LogReader):
     """The log of a session that this process runs: it also has entries that are not committed yet.
 
@@ -244,11 +257,47 @@ class SessionLog(LogReader):
         self._writer = shared.writer
         self._next = head + 1
         self._pending: list[bytes] = []
+        self._source: LogSource | None = None
 
     @property
     def last(self) -> int:
         """The position of the last appended entry, which may not be committed yet."""
         return self._next - 1
+
+    # After the release of the session
+
+    @property
+    def source(self) -> LogSource | None:
+        """The source of further entries, once another node of a cluster may write them."""
+        return self._source
+
+    def release(self, source: LogSource) -> None:
+        """Append nothing any more, and get further entries from *source* while anybody reads."""
+        self._source = source
+        if self._subscribers:
+            source.start()
+
+    def subscribe(self, notify: Callable[[], None]) -> None:
+        is_first = not self._subscribers
+        super().subscribe(notify)
+        if is_first and self._source is not None:
+            self._source.start()
+
+    def unsubscribe(self, notify: Callable[[], None]) -> None:
+        had_any = bool(self._subscribers)
+        super().unsubscribe(notify)
+        if had_any and not self._subscribers and self._source is not None:
+            self._source.stop()
+
+    def move_head(self, head: int) -> None:
+        """Make the stored entries up to *head* visible, and notify the subscribers."""
+        if head > self.head:
+            self.drop_ring()
+            self.head = head
+            self._next = head + 1
+        self._notify()
+
+    # Entries of this node
 
     def append(self, kind: str, turn_index: int, fields: bytes) -> int:
         """Append an entry. It becomes visible when it is durable.
@@ -259,7 +308,12 @@ class SessionLog(LogReader):
 
         Returns:
             The entry's position.
+
+        Raises:
+            ReleasedLogError: another node may append to it.
         """
+        if self._source is not None:
+            raise ReleasedLogError
         seq = self._next
         self._next += 1
         line = entries.entry(kind, seq, time.time_ns() // 1_000_000, turn_index, fields)

@@ -15,7 +15,7 @@ from collections.abc import Callable, Sequence
 from typing import Any
 
 from ..cluster.channels import ChannelLostError, NodeChannel
-from ..cluster.node import ClusterNode
+from ..cluster.node import CLAIMED, ClusterNode
 from ..codec import dumps, loads
 from ..errors import DatabaseError
 from ..storage.queries import Queries
@@ -168,6 +168,7 @@ class LogFollower:
         self._named: dict[int, set[str]] = {}
         self._tasks = Tasks()
         node.on_heads = self._note_heads
+        node.on_event[CLAIMED] = self._note_claim
 
     def __len__(self) -> int:
         return len(self._followed)
@@ -239,6 +240,11 @@ class LogFollower:
         for number, head in heads:
             if (entry := self._followed.get(number)) is not None:
                 entry[1].note_head(head)
+
+    def _note_claim(self, text: str) -> None:
+        number, owner = map(int, text.split())
+        if number in self._followed:
+            self._set_owner(number, owner)
 
     def _set_owner(self, number: int, owner: int | None) -> None:
         """Name the session to its owner, and no longer to the one before."""

@@ -21,6 +21,7 @@ from ..sandbox.limit_signs import (
     use_by_session,
 )
 from . import entries
+from .tenure import TenureState
 
 if TYPE_CHECKING:
     from ..sandbox.sandbox import Sandbox
@@ -40,6 +41,8 @@ class LimitNotices:
         """Log that a limit has taken effect, unless it is logged already."""
         logged = self._logged[session.id]
         if logged.get(kind) == text or session.is_log_complete or not session.log.last:
+            return
+        if session.tenure.current is not TenureState.OWNED:
             return
         logged[kind] = text
         fields = entries.encode_fields(notice="limit", limit=kind, text=text)

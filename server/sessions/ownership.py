@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING
 from ..cluster.node import ClusterNode
 from ..errors import DatabaseError, Error
 from ..storage.schema import Statement
+from .release import SessionReleaser
 
 if TYPE_CHECKING:
     from .registry import SessionRegistry
@@ -30,6 +31,7 @@ class SessionOwnership:
     def __init__(self, sessions: SessionRegistry, node: ClusterNode) -> None:
         self._sessions = sessions
         self._node = node
+        self._releaser = SessionReleaser(sessions, node)
         self._is_due = asyncio.Event()
         node.on_event[WAITING] = lambda _: self._is_due.set()
         node.free_slots = lambda: sessions.slots.free
@@ -45,15 +47,22 @@ class SessionOwnership:
                 pass
             try:
                 await self._node.bus.prove_listener()
-                await self.tend()
+                idle = await self.tend()
+                if not self._node.is_draining:
+                    await self._releaser.release_unused(idle)
             except (DatabaseError, Error) as error:
                 logger.warning("the cluster's tables cannot be read: %s", error)
 
-    async def tend(self) -> None:
-        """Take over what is left of other nodes, once."""
+    async def tend(self) -> list[str]:
+        """Take over what is left of other nodes, once.
+
+        Returns:
+            The sessions of this node without unfinished work in the database.
+        """
         await self._node.find_nodes()
         await self._node.take_over_sessions()
-        for session_id, has_work in await self._node.owned_sessions():
+        owned = await self._node.owned_sessions()
+        for session_id, has_work in owned:
             if (
                 has_work
                 and not self._node.is_draining
@@ -63,6 +72,7 @@ class SessionOwnership:
         if not self._node.is_draining:
             for session_id in await self._node.waiting_sessions():
                 await self._look_up(session_id)
+        return [session_id for session_id, has_work in owned if not has_work]
 
     async def _look_up(self, session_id: str) -> None:
         """Load a session, which recovers or adopts it."""
@@ -77,6 +87,8 @@ class SessionOwnership:
         """Release all sessions. Running turns have *timeout* seconds to end."""
         self._node.is_draining = True
         await self._node.announce_draining()
+        for session_id in tuple(self._sessions.uses.releasing):
+            await self._sessions.uses.wait_released(session_id)
         # A session that is being loaded may take up a turn.
         await asyncio.gather(*self._sessions.loading.values(), return_exceptions=True)
         sessions = tuple(self._sessions.in_memory())

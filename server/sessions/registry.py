@@ -23,9 +23,10 @@ from ..storage.queries import Queries
 from ..storage.schema import SessionRow
 from ..storage.writer import DatabaseWriter
 from ..tasks import to_completion
-from ..workspace.worktrees import Worktrees
+from .assembly import make_creator
+from .budget_ends import refuse_unsent
 from .context import SessionContext
-from .creation import SessionCreator, SessionRequest
+from .creation import SessionRequest
 from .figures import SessionFigures
 from .forking import ForkPoint, SessionForker
 from .imports import ImportedLog
@@ -37,6 +38,7 @@ from .remote_session import RemoteSession, RemoteSessions
 from .removal import SessionRemover
 from .session import Session
 from .sweeper import Sweeper
+from .tenure import SessionUses, TenureState
 from .workspaces import Workspaces
 
 logger = logging.getLogger(__name__)
@@ -55,6 +57,7 @@ class SessionRegistry:
         ownership: decides which sessions this node owns; None without a cluster.
         reloadable: the sessions during a reload.
         loading: the look-ups in progress that load a session, by its id.
+        uses: keeps the sessions on this node of a cluster that requests use.
     """
 
     def __init__(
@@ -95,7 +98,7 @@ class SessionRegistry:
             choose_agent=self.agents.choose,
             is_draining=lambda: self.is_draining,
         )
-        self._creator = self._make_creator()
+        self._creator = make_creator(self)
         self.sweeper = Sweeper(self)
         self.remover = SessionRemover(self)
         self.remover.steps.append(lambda row, _: context.snapshots.delete(row.id))
@@ -105,33 +108,26 @@ class SessionRegistry:
         # Sessions in memory. Only the cache keeps one alive, but as long as anything refers to a
         # session, a look-up by id must return the same object.
         self._loaded: WeakValueDictionary[str, Session] = WeakValueDictionary()
-        self.accounts.on_exceeded.append(partial(_refuse_unsent, self._loaded, self.accounts))
+        self.accounts.on_exceeded.append(partial(refuse_unsent, self._loaded, self.accounts))
         self._cache: dict[str, Session] = {}
         self.reloadable = ReloadableSessions(self, self._context)
         self.loading: dict[str, asyncio.Task[Session | None]] = {}
         # Ids of rows that must not be found: being created, or being deleted.
         self._hidden: set[str] = set()
-
-    def _make_creator(self) -> SessionCreator:
-        return SessionCreator(
-            self.settings,
-            backend=self.backend,
-            writer=self.writer,
-            agents=self.agents,
-            prewarmer=self.prewarmer,
-            workspaces=self.workspaces,
-            worktrees=Worktrees(self.snapshots, self.settings.workspace_roots),
-            disk=self.disk,
-            tasks=self.tasks,
-            clock=self.clock,
-            cluster=self.cluster,
-        )
+        self.uses = SessionUses()
 
     def hide(self, session_id: str) -> None:
         """Let no look-up find a session: it is being created, or deleted."""
         self._hidden.add(session_id)
+        self.forget(session_id)
+
+    def forget(self, session_id: str) -> None:
+        """Let look-ups load a session again."""
         self._loaded.pop(session_id, None)
         self._cache.pop(session_id, None)
+
+    def is_hidden(self, session_id: str) -> bool:
+        return session_id in self._hidden
 
     def unhide(self, session_id: str) -> None:
         self._hidden.discard(session_id)
@@ -196,8 +192,11 @@ class SessionRegistry:
 
     # Finding
 
-    async def get(self, session_id: str, app_name: str) -> Session:
+    async def get(self, session_id: str, app_name: str, *, is_used: bool = True) -> Session:
         """Return a session of the app.
+
+        Args:
+            is_used: whether this node of a cluster keeps it until the end of the request.
 
         Raises:
             Error: ``not_found``, also for another app's session.
@@ -212,6 +211,8 @@ class SessionRegistry:
         if session is None:  # deleted since the query
             raise not_found()
         self._cache[session_id] = session
+        if is_used and self.ownership is not None:
+            self.uses.note_found(session_id)
         return session
 
     async def viewed(self, session_id: str, app_name: str) -> Session | RemoteSession:
@@ -221,7 +222,7 @@ class SessionRegistry:
             Error: ``not_found``; ``draining`` if its node is out of reach.
         """
         try:
-            return await self.get(session_id, app_name)
+            return await self.get(session_id, app_name, is_used=False)
         except ElsewhereError as error:
             session = await self.remote.get(error) if self.remote is not None else None
             if session is None:
@@ -234,18 +235,21 @@ class SessionRegistry:
         Raises:
             ElsewhereError: another node of the cluster runs it.
         """
-        if session_id in self._hidden:
-            return None
-        session = self._loaded.get(session_id)
-        if session is not None:
-            self._cache[session_id] = session
-            return session
-        task = self.loading.get(session_id)
-        if task is None:
-            task = asyncio.create_task(self._load_by_id(session_id))
-            self.loading[session_id] = task
-            task.add_done_callback(lambda _: self.loading.pop(session_id, None))
-        return await asyncio.shield(task)
+        while session_id not in self._hidden:
+            session = self._loaded.get(session_id)
+            if session is not None:
+                self._cache[session_id] = session
+                return session
+            await self.uses.wait_released(session_id)
+            task = self.loading.get(session_id)
+            if task is None:
+                task = asyncio.create_task(self._load_by_id(session_id))
+                self.loading[session_id] = task
+                task.add_done_callback(lambda _: self.loading.pop(session_id, None))
+            session = await asyncio.shield(task)
+            if session is None or session.tenure.current is TenureState.OWNED:
+                return session
+        return None
 
     async def _load_by_id(self, session_id: str) -> Session | None:
         was_free = await self.cluster.claim(session_id)
@@ -256,12 +260,14 @@ class SessionRegistry:
         if self.cluster.number is not None:
             take_up = session.succession.adopt if was_free else session.succession.recover
             await take_up()
-        self._add(session)
+        self.add(session)
+        if was_free:
+            self.cluster.announce(row.n)
         return session
 
     async def load(self, row: SessionRow) -> Session:
         session = await self._from_row(row)
-        self._add(session)
+        self.add(session)
         return session
 
     async def _from_row(self, row: SessionRow) -> Session:
@@ -269,7 +275,8 @@ class SessionRegistry:
         last_turn_index = await self.queries.last_turn_index(row.n)
         return Session(self._context, row, head=head, last_turn_index=last_turn_index)
 
-    def _add(self, session: Session) -> None:
+    def add(self, session: Session) -> None:
+        """Let look-ups find a session."""
         self._loaded[session.id] = self._cache[session.id] = session
         self.changes.add(session)
 
@@ -311,13 +318,15 @@ class SessionRegistry:
                 head=fork.position if fork is not None else 0,
                 last_turn_index=fork.last_turn_index if fork is not None else 0,
             )
-            self._add(session)
+            self.add(session)
         except BaseException:
             self.quotas.release_session(app_name)
             await self.quotas.free_place(draft.place)
             raise
         finally:
             self.unhide(draft.id)
+        if self.ownership is not None:
+            self.uses.note_found(session.id)
         if fork is None:
             session.start_agent(draft.prewarmed)
         if draft.folder is not None or request.options.git is not None:
@@ -378,23 +387,14 @@ class SessionRegistry:
             raise not_found()
         return await self.close(session, reason)
 
-    def cancel_turns(self, app_name: str) -> None:
-        """Cancel every turn of an app whose token is revoked, running or queued."""
-        for session in tuple(self._loaded.values()):
-            if session.row.app_name == app_name:
-                session.turns.cancel_all()
-
     def unload_unused(self) -> None:
-        """Drop from memory the stored sessions that have no subscriber, turn or agent."""
+        """Drop from memory the stored sessions that have no subscriber, turn or agent.
+
+        A node of a cluster releases them instead.
+        """
+        if self.ownership is not None:
+            return
         for session_id, session in tuple(self._cache.items()):
             in_use = session.is_busy or session.subscribers or session.agent.is_live
             if session.is_stored and not in_use:
                 del self._cache[session_id]
-
-
-def _refuse_unsent(sessions: Mapping[str, Session], accounts: Accounts, app_name: str) -> None:
-    """End the turns that have not begun of an app that has used up its budget."""
-    refusal = accounts.refusal(app_name)
-    for session in tuple(sessions.values()):
-        if session.row.app_name == app_name and refusal is not None:
-            session.turns.current.refuse_unsent(refusal)

@@ -50,29 +50,45 @@ class SessionRemover:
     async def resume(self) -> None:
         """Complete the deletions that were interrupted or have failed."""
         for row in await self._sessions.queries.removed_sessions():
-            if row.n in self._removing or not await self.may_remove(row):
-                continue
-            try:
-                await self._remove(row, is_purge=True)
-            except Exception:
-                logger.exception(
-                    "a session cannot be deleted; the next sweep retries",
-                    extra={"session": row.id, "app": row.app_name},
-                )
+            with self._sessions.uses.using(row.id):
+                if row.n in self._removing or await self._claimed(row) is None:
+                    continue
+                try:
+                    await self._remove(row, is_purge=True)
+                except Exception:
+                    logger.exception(
+                        "a session cannot be deleted; the next sweep retries",
+                        extra={"session": row.id, "app": row.app_name},
+                    )
 
-    async def may_remove(self, row: SessionRow) -> bool:
-        """Whether this server may delete the session, because no other node of a cluster has it."""
+    async def _claimed(self, row: SessionRow) -> SessionRow | None:
+        """The row as it is now; None if it is deleted, or another node has the session.
+
+        The session must be in use here, so that it is not released after the claim.
+        """
+        sessions = self._sessions
+        if sessions.cluster.number is None:
+            return row
+        await sessions.uses.wait_released(row.id)
         try:
-            await self._sessions.cluster.claim(row.id)
+            await sessions.cluster.claim(row.id)
         except ElsewhereError:
-            return False
-        return True
+            return None
+        return await sessions.queries.session(row.id)
 
     async def delete(self, row: SessionRow) -> None:
         """Delete a session that has been closed for its time, except its audit records.
 
-        A session that is being read or has been reopened is skipped; a later sweep deletes it.
+        A session that is being read or has been reopened, or that another node of a cluster has, is
+        skipped; a later sweep deletes it.
         """
+        with self._sessions.uses.using(row.id):
+            found = await self._claimed(row)
+            # Another node may have opened it again since the query.
+            if found is not None and found.closed_at == row.closed_at:
+                await self._delete(found)
+
+    async def _delete(self, row: SessionRow) -> None:
         session = self._sessions.loaded(row.id)
         if row.id in self._sessions.loading or (session is not None and _is_in_use(session)):
             return

@@ -81,6 +81,7 @@ class Session:
         is_reopening: it is about to be open again.
         fork_lock: held while the session is being forked.
         subscribers: the number of connections that follow the log.
+        tenure: whether this node of a cluster still has the session.
         continuation: packs the session for a reload, and restores it after it.
     """
 
@@ -97,8 +98,7 @@ class Session:
         self.details = SessionDetails(core)
         self.usage = SessionUsage(core)
         self.row = row
-        self.log = core.log
-        self.snapshots = core.snapshots
+        self.log, self.snapshots, self.tenure = core.log, core.snapshots, core.tenure
         self.subscribers = 0
         self._requests = requests = WaitingRequests.create(core, self._answer)
         self.permissions, self.elicitations = requests.permissions, requests.elicitations

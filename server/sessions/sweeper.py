@@ -125,8 +125,7 @@ class Sweeper:
         remover, default = self._sessions.remover, self._sessions.settings.session_hard_ttl_secs
         await remover.resume()
         for row in await self._sessions.queries.expired_sessions(now, default):
-            if await remover.may_remove(row):
-                await _log_failure(remover.delete(row), session=row.id, app=row.app_name)
+            await _log_failure(remover.delete(row), session=row.id, app=row.app_name)
 
     async def _hibernate_idle(self, now: float) -> None:
         """Hibernate idle agents; some of them earlier, to free slots for prewarmed agents."""

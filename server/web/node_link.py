@@ -237,6 +237,11 @@ async def _pieces(request: web.Request, channel: NodeChannel) -> AsyncIterator[b
 @web.middleware
 async def node_middleware(request: web.Request, handler: Handler) -> web.StreamResponse:
     """Send a request to the node that runs its session, or that has a free slot for a new one."""
+    with context_of(request).sessions.uses.scope():
+        return await _handle(request, handler)
+
+
+async def _handle(request: web.Request, handler: Handler) -> web.StreamResponse:
     link = request.app[LINK]
     if link.origin_of(request) is not None:
         try:

@@ -23,7 +23,9 @@ def connect_tokens(
 
     def end_app(app_name: str) -> None:
         sockets.close_app(app_name)
-        sessions.cancel_turns(app_name)
+        for session in sessions.in_memory():
+            if session.row.app_name == app_name:
+                session.turns.cancel_all()
         jobs.stop_app(app_name)
         outbox.drop_app(app_name)
 

@@ -9,6 +9,7 @@ from collections.abc import Callable
 from ..auth.credential import Credential
 from ..auth.tokens import TokenRegistry
 from ..cluster.channels import ChannelLostError, NodeChannel
+from ..cluster.membership import ElsewhereError
 from ..cluster.node import ClusterNode, out_of_reach
 from ..codec import call_off_loop, dumps, loads
 from ..errors import Error, failure_of, forbidden_to_shares
@@ -22,14 +23,18 @@ from .session_commands import SessionCommands, ready_frame
 
 COMMAND_CHANNEL = "session-commands"
 """The kind of the channels on which nodes send the commands of their clients."""
-FRAME, DONE = b"f", b"d"
-"""The first byte of a piece: a frame for the client follows, or a command was executed."""
+FRAME, DONE, MOVED = b"f", b"d", b"m"
+"""The first byte of a piece: a frame for the client follows, a command was executed, or it was not,
+because the session has moved to another node."""
+MAX_MOVES = 3
+"""The nodes that are asked one after the other to execute a command."""
 
 
 class RemoteCommands:
-    """Sends the commands of one client to the node that runs the session.
+    """Executes the commands of one client on the node that has the session at that moment.
 
-    The owner executes them like commands of its own clients, and sends the frames back.
+    If that is another node, it executes them like those of its own clients, and sends the frames
+    back.
 
     Args:
         send: sends a frame to the client.
@@ -38,7 +43,7 @@ class RemoteCommands:
 
     def __init__(
         self,
-        session: RemoteSession,
+        session: Session | RemoteSession,
         credential: Credential,
         send: Callable[[bytes], None],
         *,
@@ -55,9 +60,10 @@ class RemoteCommands:
         self._files = files
         self._hold = hold
         self._channel: NodeChannel | None = None
-        self._done: asyncio.Future[None] | None = None
+        self._done: asyncio.Future[bool] | None = None
         self._tasks = Tasks()
         self._local: SessionCommands | None = None
+        self._local_session: Session | None = None
 
     @property
     def is_pending(self) -> bool:
@@ -85,36 +91,50 @@ class RemoteCommands:
             return
         if self._credential.session_id is not None:
             raise forbidden_to_shares()
-        self._hold(True)
-        try:
-            if self._channel is None:
-                await self._open()
-            if self._local is not None:
-                await self._local.execute(command)
-            elif self._channel is not None:
-                await self._execute_there(self._channel, data)
-        finally:
-            self._hold(False)
+        with self._sessions.uses.using(self._session.id):
+            if (session := self._sessions.loaded(self._session.id)) is not None:
+                await self._commands_of(session).execute(command)
+                return
+            self._hold(True)
+            try:
+                for _ in range(MAX_MOVES):
+                    if await self._execute_at_owner(command, data):
+                        return
+            finally:
+                self._hold(False)
+        raise out_of_reach()
 
-    async def _open(self) -> None:
-        """Find the node that runs the session now."""
-        found = await self._sessions.viewed(self._session.id, self._credential.app_name)
-        if isinstance(found, Session):
-            if self._local is None:
-                self._local = SessionCommands(
-                    found,
-                    self._credential,
-                    self._send,
-                    request_id=self._request_id,
-                    sessions=self._sessions,
-                    files=self._files,
-                )
-            return
-        assert found.owner is not None
-        self._local = None
+    async def _execute_at_owner(self, command: protocol.SessionCommand, data: bytes | str) -> bool:
+        """Execute a command where the session is now. False if it has moved meanwhile."""
+        if self._channel is None:
+            found = await self._sessions.viewed(self._session.id, self._credential.app_name)
+            if isinstance(found, Session):
+                await self._commands_of(found).execute(command)
+                return True
+            self._open(found)
+        assert self._channel is not None
+        return await self._execute_there(self._channel, data)
+
+    def _commands_of(self, session: Session) -> SessionCommands:
+        """The commands for the session, which this node has. It is in use."""
+        if self._local is None or self._local_session is not session:
+            self._local_session = session
+            self._local = SessionCommands(
+                session,
+                self._credential,
+                self._send,
+                request_id=self._request_id,
+                sessions=self._sessions,
+                files=self._files,
+            )
+        return self._local
+
+    def _open(self, session: RemoteSession) -> None:
+        """Open a channel to the node that has the session."""
+        assert session.owner is not None
         assert self._sessions.remote is not None
         channels = self._sessions.remote.node.channels
-        channel = self._channel = channels.open(found.owner, COMMAND_CHANNEL)
+        channel = self._channel = channels.open(session.owner, COMMAND_CHANNEL)
         client = {
             "session_id": self._session.id,
             "app": self._credential.app_name,
@@ -123,11 +143,12 @@ class RemoteCommands:
         channel.send_now(dumps(client))
         self._tasks.spawn(self._read(channel), f"commands-{self._session.id}")
 
-    async def _execute_there(self, channel: NodeChannel, data: bytes | str) -> None:
-        done = self._done = asyncio.get_running_loop().create_future()
+    async def _execute_there(self, channel: NodeChannel, data: bytes | str) -> bool:
+        done: asyncio.Future[bool] = asyncio.get_running_loop().create_future()
+        self._done = done
         try:
             await channel.send(data.encode() if isinstance(data, str) else bytes(data))
-            await done
+            return await done
         except ChannelLostError:
             raise out_of_reach() from None
         finally:
@@ -138,16 +159,22 @@ class RemoteCommands:
             async for piece in channel:
                 if piece[:1] == FRAME:
                     self._send(piece[1:])
-                elif self._done is not None and not self._done.done():
-                    self._done.set_result(None)
+                    continue
+                has_moved = piece == MOVED
+                if has_moved and self._channel is channel:
+                    self._channel = None
+                if self._done is not None and not self._done.done():
+                    self._done.set_result(not has_moved)
+                if has_moved:
+                    return
         except ChannelLostError:
             pass
         finally:
             channel.close()
             if self._channel is channel:
                 self._channel = None
-            if self._done is not None and not self._done.done():
-                self._done.set_exception(ChannelLostError())
+                if self._done is not None and not self._done.done():
+                    self._done.set_exception(ChannelLostError())
 
 
 def commands_for(
@@ -161,7 +188,7 @@ def commands_for(
     hold: Callable[[bool], None],
 ) -> SessionCommands | RemoteCommands:
     """Return the object that executes a client's commands, on the node that runs *session*."""
-    if isinstance(session, RemoteSession):
+    if isinstance(session, RemoteSession) or sessions.remote is not None:
         return RemoteCommands(
             session,
             credential,
@@ -199,21 +226,39 @@ class CommandServer:
     async def _serve(self, channel: NodeChannel) -> None:
         client = loads(await channel.receive() or b"{}")
         credential = await self._tokens.find(client["app"])
-        session = await self._sessions.get(client["session_id"], credential.app_name)
-        commands = SessionCommands(
-            session,
-            credential,
-            lambda frame: _send(channel, frame),
-            request_id=client["request_id"],
-            sessions=self._sessions,
-            files=self._files,
-        )
+        commands: SessionCommands | None = None
+        served: Session | None = None
         try:
             async for data in channel:
-                await self._execute(channel, commands, data)
+                # It is in use during a command only. In between, it may be released.
+                with self._sessions.uses.using(client["session_id"]):
+                    try:
+                        session = await self._sessions.get(
+                            client["session_id"], credential.app_name, is_used=False
+                        )
+                    except ElsewhereError:
+                        await channel.send(MOVED)
+                        continue
+                    except Error as error:
+                        _, command = await call_off_loop(protocol.parse_addressed, data)
+                        _send(channel, protocol.error_frame(error, command.id))
+                        await channel.send(DONE)
+                        continue
+                    if commands is None or session is not served:
+                        served = session
+                        commands = SessionCommands(
+                            session,
+                            credential,
+                            lambda frame: _send(channel, frame),
+                            request_id=client["request_id"],
+                            sessions=self._sessions,
+                            files=self._files,
+                        )
+                    await self._execute(channel, commands, data)
                 await channel.send(DONE)
         finally:
-            await commands.finish()
+            if commands is not None:
+                await commands.finish()
 
     async def _execute(self, channel: NodeChannel, commands: SessionCommands, data: bytes) -> None:
         _, command = await call_off_loop(protocol.parse_addressed, data)

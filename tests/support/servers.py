@@ -172,8 +172,10 @@ def call_after_lookup(
     """Call *function* with the app's name after each lookup of a session, before its caller."""
     get = SessionRegistry.get
 
-    async def get_and_call(self: SessionRegistry, session_id: str, app_name: str) -> Session:
-        session = await get(self, session_id, app_name)
+    async def get_and_call(
+        self: SessionRegistry, session_id: str, app_name: str, *, is_used: bool = True
+    ) -> Session:
+        session = await get(self, session_id, app_name, is_used=is_used)
         await function(app_name)
         return session
 

@@ -1,0 +1,233 @@
+"""Idle sessions belong to no node, and any node continues them."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+from collections.abc import AsyncIterator
+
+import asyncpg
+import pytest
+import pytest_asyncio
+
+from ..support.harness import Json, eventually, failure, run_step, script
+from ..support.postgres import Postgres
+from .nodes import Node, NodeCluster, running_nodes
+
+pytestmark = pytest.mark.slow
+
+HOLD_RELEASES = """
+CREATE FUNCTION hold_release() RETURNS trigger LANGUAGE plpgsql AS $$
+BEGIN
+    PERFORM pg_advisory_xact_lock(1);
+    RETURN NEW;
+END
+$$;
+CREATE TRIGGER hold_release BEFORE UPDATE OF owner ON sessions FOR EACH ROW
+    WHEN (NEW.owner IS NULL) EXECUTE FUNCTION hold_release();
+"""
+
+
+@pytest_asyncio.fixture(scope="module", loop_scope="module")
+async def shared(
+    postgres: Postgres, tmp_path_factory: pytest.TempPathFactory
+) -> AsyncIterator[NodeCluster]:
+    """Two nodes whose agents hibernate soon, for all tests of the module."""
+    settings = {"AGENT_IDLE_SECS": "0.2", "SWEEP_INTERVAL_SECS": "0.2"}
+    folder = tmp_path_factory.mktemp("cluster")
+    async with running_nodes(postgres, folder, 2, **settings) as running:
+        yield running
+
+
+@contextlib.asynccontextmanager
+async def held_releases(cluster: NodeCluster) -> AsyncIterator[None]:
+    """A block in which no release is carried out. At its end, none is waiting any more."""
+    cluster.sql(HOLD_RELEASES)
+    holder = await asyncpg.connect(cluster.postgres.url(cluster.database))
+    try:
+        await holder.execute("SELECT pg_advisory_lock(1)")
+        yield
+    finally:
+        await holder.close()
+        cluster.sql("DROP FUNCTION hold_release CASCADE")
+
+
+async def until_releasing(cluster: NodeCluster) -> None:
+    """Wait until a node is carrying out a release."""
+    waiting = (
+        "SELECT count(*) > 0 FROM pg_locks WHERE locktype = 'advisory' AND NOT granted"
+        " AND objid = 1 AND database = (SELECT oid FROM pg_database"
+        " WHERE datname = current_database())"
+    )
+    await eventually("a release to begin", lambda: cluster.sql(waiting) == "t")
+
+
+async def turn_once(node: Node, session_id: str, prompt: str, key: str) -> tuple[int, Json]:
+    """Send a prompt that runs once, however often it is sent."""
+    path, headers = f"/sessions/{session_id}/turn", {"Idempotency-Key": key}
+    return await node.client.post(path, {"prompt": prompt}, headers=headers)
+
+
+def numbers_of(entries: list[Json]) -> list[int]:
+    return [entry["seq"] for entry in entries]
+
+
+async def test_idle_session_is_continued_by_any_node(cluster: NodeCluster) -> None:
+    one, two = cluster.nodes
+    session_id = await one.client.create()
+    for number, node in enumerate((one, two, one, two), 1):
+        status, reply = await node.client.turn(session_id, f"from {node.name}")
+        assert status == 200, reply
+        assert reply["turn_index"] == number
+        await cluster.until_owned(session_id, "")
+    history = await run_step(two.client, session_id, {"history": True})
+    said = [f"from node-{number}" for number in (1, 2, 1, 2)]
+    assert history[:4] == said
+    entries = await one.client.events(session_id)
+    assert entries == await two.client.events(session_id)
+    assert numbers_of(entries) == list(range(1, len(entries) + 1))
+
+
+async def test_clients_on_every_node_follow_and_prompt_a_session_that_moves(
+    cluster: NodeCluster,
+) -> None:
+    one, two = cluster.nodes
+    session_id = await one.client.create()
+    near, far = await one.client.connect(session_id), await two.client.connect(session_id)
+    sockets = (near, far)
+    for prompting, node in ((near, None), (None, two), (far, None), (None, one), (near, None)):
+        if prompting is not None:
+            assert (await prompting.turn("hello"))["stop_reason"] == "end_turn"
+        else:
+            assert node is not None
+            assert (await node.client.turn(session_id, "hello"))[0] == 200
+        for socket in sockets:
+            if socket is not prompting:
+                await socket.until("turn_end")
+        await cluster.until_owned(session_id, "")
+    await one.client.delete(f"/sessions/{session_id}")
+    for socket in sockets:
+        assert await socket.until_closed() == 4508
+    assert near.entries == far.entries == await two.client.events(session_id)
+    assert numbers_of(near.entries) == list(range(1, len(near.entries) + 1))
+
+
+async def test_stream_of_the_former_owner_ends_with_the_session(cluster: NodeCluster) -> None:
+    one, two = cluster.nodes
+    session_id = await one.client.create()
+    headers = {**one.client.headers(), "Accept": "text/event-stream"}
+    url = f"{one.server.url}/sessions/{session_id}/events"
+    async with one.client.http.get(url, headers=headers) as response:
+        assert response.status == 200
+        await cluster.until_owned(session_id, "")
+        assert (await two.client.turn(session_id, "hello"))[0] == 200
+        assert (await two.client.delete(f"/sessions/{session_id}"))[0] == 200
+        lines = [line async for line in response.content]
+    entries = await one.client.events(session_id)
+    seen = [int(line[4:]) for line in lines if line.startswith(b"id: ")]
+    assert seen == numbers_of(entries)
+    assert entries[-1]["type"] == "session_closed"
+
+
+async def test_same_prompt_to_all_nodes_runs_once_while_its_session_is_released(
+    cluster: NodeCluster,
+) -> None:
+    session_id = await cluster.nodes[0].client.create()
+    for number in range(1, 9):
+        # Some of the prompts meet a session that is just being released.
+        await eventually("the agent to end", lambda: has_no_agent(cluster, session_id))
+        prompts = [
+            turn_once(node, session_id, f"prompt {number}", f"p{number}")
+            for node in (*cluster.nodes, *cluster.nodes)
+        ]
+        replies = await asyncio.gather(*prompts)
+        assert [status for status, _ in replies] == [200] * 4, replies
+        assert {reply["turn_index"] for _, reply in replies} == {number}
+    entries = await cluster.nodes[1].client.events(session_id)
+    assert numbers_of(entries) == list(range(1, len(entries) + 1))
+    ends = [entry for entry in entries if entry["type"] == "turn_end"]
+    assert [end["stop_reason"] for end in ends] == ["end_turn"] * 8
+
+
+async def has_no_agent(cluster: NodeCluster, session_id: str) -> bool:
+    _, reply = await cluster.nodes[1].client.get("/sessions")
+    states = {one["session_id"]: one["agent_state"] for one in reply["sessions"]}
+    return bool(states[session_id] == "hibernated")
+
+
+async def test_prompt_during_a_release_is_accepted_once(cluster: NodeCluster) -> None:
+    one, two = cluster.nodes
+    session_id = await one.client.create()
+    near = await one.client.connect(session_id)
+    assert (await near.turn("first"))["stop_reason"] == "end_turn"
+    async with held_releases(cluster):
+        await until_releasing(cluster)
+        assert cluster.owner_of(session_id) == "node-1"
+        await near.send("prompt", prompt="second", id="p2")
+        asked = [
+            asyncio.create_task(turn_once(node, session_id, "third", "p3")) for node in (one, two)
+        ]
+    for status, reply in await asyncio.gather(*asked):
+        # Node 2 may have asked node 1 for it at the moment of the release.
+        assert (status, reply.get("code")) in ((200, None), (503, "draining")), reply
+    await near.until("accepted", id="p2")
+    for _ in range(2):
+        assert (await near.until("turn_end"))["stop_reason"] == "end_turn"
+    entries = await two.client.events(session_id)
+    assert numbers_of(entries) == list(range(1, len(entries) + 1))
+    starts = [entry["id"] for entry in entries if entry["type"] == "turn_start"]
+    assert sorted(map(str, starts)) == ["None", "p2", "p3"]
+
+
+@pytest.mark.parametrize("is_carried_out", [False, True])
+async def test_session_of_a_node_that_was_killed_during_the_release_runs_elsewhere(
+    cluster: NodeCluster, *, is_carried_out: bool
+) -> None:
+    one, two = cluster.nodes
+    session_id = await one.client.create()
+    far = await two.client.connect(session_id)
+    assert (await one.client.turn(session_id, "hello"))[0] == 200
+    async with held_releases(cluster):
+        await until_releasing(cluster)
+        if not is_carried_out:  # the connection ends with the process, and PostgreSQL notices it
+            await one.server.kill()
+    if is_carried_out:
+        await cluster.until_owned(session_id, "")
+        await one.server.kill()
+    await cluster.until_owned(session_id, "")
+    assert (await far.turn("and now"))["stop_reason"] == "end_turn"
+    await far.until("turn_end") if far.text(1) == "" else None
+    entries = await two.client.events(session_id)
+    assert numbers_of(entries) == list(range(1, len(entries) + 1))
+    assert [one["stop_reason"] for one in entries if one["type"] == "turn_end"] == ["end_turn"] * 2
+
+
+async def test_released_session_is_changed_forked_and_deleted_on_another_node(
+    cluster: NodeCluster,
+) -> None:
+    one, two = cluster.nodes
+    session_id = await one.client.create()
+    path = f"/sessions/{session_id}"
+    for text in ("one", "two"):
+        prompt = script({"write": "file.txt"}, {"say": text})
+        assert (await one.client.turn(session_id, prompt))[0] == 200
+    await cluster.until_owned(session_id, "")
+    status, _ = await two.client.call("PATCH", path, {"meta": {"title": "moved"}})
+    assert status == 200
+    await cluster.until_owned(session_id, "")
+    assert (await one.client.state(session_id))["meta"] == {"title": "moved"}
+    await cluster.until_owned(session_id, "")
+    status, fork = await two.client.post(f"{path}/fork", {})
+    assert status in (200, 201), fork
+    assert (await one.client.turn(fork["session_id"], "in the fork"))[0] == 200
+    await cluster.until_owned(session_id, "")
+    status, reply = await one.client.post(f"{path}/undo", {"turn_index": 2})
+    assert status == 200, reply
+    await cluster.until_owned(session_id, "")
+    assert (await two.client.delete(path))[0] == 200
+    await cluster.until_owned(session_id, "")
+    assert (await one.client.post(f"{path}/reopen"))[0] == 200
+    assert (await two.client.turn(session_id, "again"))[0] == 200
+    await cluster.until_owned(session_id, "")
+    assert (await one.client.delete(f"{path}?purge=true"))[0] == 200
+    failure(await two.client.get(path), 404, "not_found")
