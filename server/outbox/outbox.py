@@ -83,6 +83,8 @@ class AlertOutbox:
             self.subscriptions,
             push_client,
             identity,
+            queries,
+            writer,
             may_read=may_read,
             ttl_secs=settings.push_ttl_secs,
         )
@@ -110,8 +112,20 @@ class AlertOutbox:
         identity = ServerIdentity(key, _contact_address(settings))
         outbox = cls(settings, database, writer, identity, may_read, clock)
         await outbox.subscriptions.load()
-        await outbox.sender.load(is_shared=database.engine == "postgresql")
+        is_shared = database.engine == "postgresql"
+        await outbox.sender.load(is_shared=is_shared)
+        if not is_shared:
+            await outbox.push.take_up()
         return outbox
+
+    async def adopt(self, number: int) -> None:
+        """Send also what this node of a cluster has adopted from others.
+
+        Args:
+            number: of this node.
+        """
+        await self.sender.adopt(number)
+        await self.push.take_up(number)
 
     def connect(self, sessions: SessionRegistry) -> None:
         """Receive the alerts of the sessions from now on."""
@@ -125,6 +139,7 @@ class AlertOutbox:
         async def forget_requests(row: SessionRow, is_purge: bool) -> None:
             if is_purge:
                 await self.sender.forget_requests(row.app_name, row.id)
+                await self.push.forget_requests(row.id)
 
         self.sender.head_of = head_of
         sessions.remover.steps.append(forget_requests)

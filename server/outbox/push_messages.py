@@ -5,11 +5,13 @@ from __future__ import annotations
 import datetime
 import hashlib
 import time
+import uuid
 from collections.abc import Mapping
-from typing import Any, Literal, NamedTuple
+from typing import Any
 
 from ..codec import dumps, loads
 from ..sessions.alerts import Alert, AlertKind
+from ..storage.outbox import PushMessageRow
 from ..storage.schema import SessionRow
 from .push_crypto import MAX_PUSH_BYTES, base64url
 
@@ -21,24 +23,11 @@ MAX_PUSHED_OPTIONS = 16
 TOPIC_LENGTH = 32
 
 
-class PushMessage(NamedTuple):
-    """A message before its encryption.
-
-    Attributes:
-        topic: a newer message with the same topic replaces an older one that was not delivered.
-        expires_at: unix seconds.
-    """
-
-    body: bytes
-    urgency: Literal["normal", "high"]
-    topic: str
-    expires_at: float
-
-
-def push_message(alert: Alert, ttl_secs: float) -> PushMessage:
-    """The message about an alert.
+def push_message(alert: Alert, subscription_id: str, ttl_secs: float) -> PushMessageRow:
+    """The message about an alert, before its encryption.
 
     Args:
+        subscription_id: of the browser that gets it.
         ttl_secs: the time for which the push service keeps it for a browser that is offline.
     """
     fields: dict[str, Any] = {
@@ -51,7 +40,8 @@ def push_message(alert: Alert, ttl_secs: float) -> PushMessage:
         fields["session_id"] = alert.session.id
         fields |= {"turn_index": alert.turn_index, "seq": alert.seq}
     request_id = alert.fields.get("request_id")
-    expires_at = time.time() + ttl_secs
+    now = time.time()
+    expires_at = now + ttl_secs
     if request_id is not None:
         fields |= {"request_id": request_id, "expires_at": alert.fields["expires_at"]}
         expires_at = min(expires_at, alert.fields["expires_at"] / 1000)
@@ -66,8 +56,16 @@ def push_message(alert: Alert, ttl_secs: float) -> PushMessage:
         body = dumps(fields)
     subject = f"{fields.get('session_id', '')} {alert.kind} {request_id or ''}"
     topic = base64url(hashlib.sha256(subject.encode()).digest())[:TOPIC_LENGTH]
-    urgency: Literal["normal", "high"] = "high" if alert.kind in NEEDS_PERSON else "normal"
-    return PushMessage(body, urgency, topic, expires_at)
+    return PushMessageRow(
+        id=uuid.uuid4().hex,
+        subscription_id=subscription_id,
+        session_id=fields.get("session_id", ""),
+        topic=topic,
+        urgency="high" if alert.kind in NEEDS_PERSON else "normal",
+        body=body,
+        created_at=now,
+        expires_at=expires_at,
+    )
 
 
 def utc_time(seconds: float) -> str:

@@ -1,7 +1,8 @@
 """Sends push messages to the push services of browsers.
 
-Push is not durable: a message that was not sent when the server stops is lost. The same is
-in the log, and in webhooks.
+A message is stored in the commit of its log entry, and deleted once the push service has accepted
+it, or when it is given up. So the next server sends what a killed one has left, and a node of a
+cluster what an ended one has left. A message may be sent twice; the browser shows one notification.
 """
 
 from __future__ import annotations
@@ -13,11 +14,13 @@ from collections import Counter, deque
 from collections.abc import Callable
 
 from ..sessions.alerts import Alert, AlertKind
-from ..storage.outbox import SubscriptionRow
+from ..storage import outbox as stored
+from ..storage.outbox import OutboxQueries, PushMessageRow, SubscriptionRow
+from ..storage.writer import DatabaseWriter
 from ..tasks import Semaphores, Tasks
 from .http_client import HttpResponse, OutboundClient, RequestError
 from .push_crypto import ServerIdentity, encrypt
-from .push_messages import PushMessage, push_message
+from .push_messages import push_message
 from .subscriptions import PushSubscriptions, wanted_by
 
 logger = logging.getLogger(__name__)
@@ -49,17 +52,23 @@ class PushSender:
         subscriptions: PushSubscriptions,
         client: OutboundClient,
         identity: ServerIdentity,
+        queries: OutboxQueries,
+        writer: DatabaseWriter,
         *,
         may_read: Callable[[str], bool],
         ttl_secs: float,
     ) -> None:
         self.counts: Counter[str] = Counter()
+        self._queries = queries
+        self._writer = writer
         self._subscriptions = subscriptions
         self._client = client
         self._identity = identity
         self._may_read = may_read
         self._ttl_secs = ttl_secs
-        self._waiting: dict[str, deque[PushMessage]] = {}
+        self._waiting: dict[str, deque[PushMessageRow]] = {}
+        self._known: set[str] = set()  # ids of the messages that wait or are being sent
+        self._done: set[str] | None = None  # during :meth:`take_up`
         self._workers: dict[str, asyncio.Task[None]] = {}
         self._requests = asyncio.Semaphore(MAX_REQUESTS)
         self._requests_of_app = Semaphores(MAX_REQUESTS_PER_APP)
@@ -72,21 +81,66 @@ class PushSender:
         return any(kind in wanted_by(row) for row in rows) and self._may_read(app_name)
 
     def receive(self, alert: Alert) -> None:
-        """Send an alert to the subscriptions that want it."""
-        message = push_message(alert, self._ttl_secs)
+        """Store an alert for the subscriptions that want it, and send it."""
         for row in self._subscriptions.of(alert.app_name):
-            if alert.kind not in wanted_by(row):
-                continue
-            self._waiting.setdefault(row.id, deque(maxlen=MAX_WAITING)).append(message)
-            if row.id not in self._workers:
-                self._workers[row.id] = self._tasks.spawn(self._work(row), f"push-{row.id}")
+            if alert.kind in wanted_by(row):
+                message = push_message(alert, row.id, self._ttl_secs)
+                self._writer.add([stored.insert_push_message(message)])
+                self._append(row, message)
+
+    async def take_up(self, node: int | None = None) -> None:
+        """Send what an ended server has left.
+
+        Args:
+            node: of this server in a cluster. Then only the messages of this node are sent.
+
+        Raises:
+            DatabaseError, Error: the database is out of reach.
+        """
+        await self._writer.commit([stored.delete_useless_push_messages(time.time())])
+        done = self._done = set()
+        try:
+            messages = await self._queries.push_messages(node)
+        finally:
+            self._done = None
+        for message in messages:
+            row = self._subscriptions.find_by_id(message.subscription_id)
+            if row is not None and message.id not in self._known and message.id not in done:
+                self._append(row, message)
+
+    async def forget_requests(self, session_id: str) -> None:
+        """Delete what a purged session's agent has asked, before it is sent."""
+        for messages in self._waiting.values():
+            for message in tuple(messages):
+                if message.session_id == session_id and message.urgency == "high":
+                    messages.remove(message)
+                    self._known.discard(message.id)
+        await self._writer.commit([stored.delete_pushed_requests(session_id)])
 
     async def stop(self) -> None:
+        """Send for a moment. The next server sends the rest."""
         await self._tasks.finish(FINAL_PUSH_SECS)
 
+    def _append(self, row: SubscriptionRow, message: PushMessageRow) -> None:
+        messages = self._waiting.setdefault(row.id, deque())
+        if len(messages) >= MAX_WAITING:
+            self._finish(messages.popleft())
+        messages.append(message)
+        self._known.add(message.id)
+        if row.id not in self._workers:
+            self._workers[row.id] = self._tasks.spawn(self._work(row), f"push-{row.id}")
+
+    def _finish(self, message: PushMessageRow) -> None:
+        """Delete a message that was sent or is given up."""
+        self._known.discard(message.id)
+        if self._done is not None:
+            self._done.add(message.id)
+        self._writer.add([stored.delete_push_message(message.id)])
+
     def _forget(self, subscription_id: str) -> None:
-        """Send nothing more to a subscription."""
-        self._waiting.pop(subscription_id, None)
+        """Send nothing more to a subscription. The caller deletes its messages."""
+        for message in self._waiting.pop(subscription_id, ()):
+            self._known.discard(message.id)
         worker = self._workers.pop(subscription_id, None)
         if worker is not None and worker is not asyncio.current_task():
             worker.cancel()
@@ -96,15 +150,20 @@ class PushSender:
         try:
             while messages := self._waiting.get(row.id):
                 message = messages.popleft()
-                current = self._subscriptions.find(row.app_name, row.id)
-                if current is not None and self._may_read(row.app_name):
-                    await self._send(current, message)
+                try:
+                    current = self._subscriptions.find(row.app_name, row.id)
+                    if current is not None and self._may_read(row.app_name):
+                        await self._send(current, message)
+                    self._finish(message)
+                finally:
+                    self._known.discard(message.id)
         finally:
             if self._workers.get(row.id) is asyncio.current_task():
                 del self._workers[row.id]
-                self._waiting.pop(row.id, None)
+                for message in self._waiting.pop(row.id, ()):
+                    self._known.discard(message.id)
 
-    async def _send(self, row: SubscriptionRow, message: PushMessage) -> None:
+    async def _send(self, row: SubscriptionRow, message: PushMessageRow) -> None:
         for pause in (*PUSH_RETRY_SECS, None):
             if (response := await self._attempt(row, message)) is None:
                 return
@@ -118,7 +177,7 @@ class PushSender:
         self.counts["failed"] += 1
 
     async def _attempt(
-        self, row: SubscriptionRow, message: PushMessage
+        self, row: SubscriptionRow, message: PushMessageRow
     ) -> HttpResponse | RequestError | None:
         """Send a message once; None if it is too late or impossible."""
         try:

@@ -70,6 +70,12 @@ class PushSubscriptions:
         """The subscriptions of an app, the oldest first."""
         return tuple(self._by_app.get(app_name, {}).values())
 
+    def find_by_id(self, subscription_id: str) -> SubscriptionRow | None:
+        return next(
+            (rows[subscription_id] for rows in self._by_app.values() if subscription_id in rows),
+            None,
+        )
+
     def find(self, app_name: str, subscription_id: str) -> SubscriptionRow | None:
         return self._by_app.get(app_name, {}).get(subscription_id)
 
@@ -141,13 +147,13 @@ class PushSubscriptions:
             if row is None:
                 raise not_found("push subscription")
             self._drop(row)
-            await to_completion(self._writer.commit([stored.delete_subscription(row.id)]))
+            await to_completion(self._writer.commit(stored.delete_subscription(row.id)))
 
     def remove_dead(self, row: SubscriptionRow) -> None:
         """Remove a subscription that its push service does not know any more."""
         if self.find(row.app_name, row.id) is row:
             self._drop(row)
-            self._writer.add([stored.delete_subscription(row.id)])
+            self._writer.add(stored.delete_subscription(row.id))
             logger.info("a push subscription has ended", extra={"app": row.app_name})
 
     def drop_app(self, app_name: str) -> None:

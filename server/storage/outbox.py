@@ -37,6 +37,27 @@ class SubscriptionRow:
 
 
 @dataclasses.dataclass(slots=True)
+class PushMessageRow:
+    """A message for a subscription that its push service has not accepted.
+
+    Attributes:
+        session_id: empty if it is about no session.
+        topic: a newer message with the same topic replaces an older one that was not delivered.
+        urgency: ``normal``, or ``high`` if a person is needed.
+        created_at, expires_at: unix seconds.
+    """
+
+    id: str
+    subscription_id: str
+    session_id: str
+    topic: str
+    urgency: str
+    body: bytes
+    created_at: float
+    expires_at: float
+
+
+@dataclasses.dataclass(slots=True)
 class WebhookRow:
     """The webhook of an app.
 
@@ -129,11 +150,42 @@ def insert_subscription(row: SubscriptionRow) -> Statement:
 
 def replace_subscription(row: SubscriptionRow) -> list[Statement]:
     """Replace the subscription with the id of *row*, if there is one."""
-    return [delete_subscription(row.id), insert_subscription(row)]
+    return [_delete_subscription(row.id), insert_subscription(row)]
 
 
-def delete_subscription(subscription_id: str) -> Statement:
+def _delete_subscription(subscription_id: str) -> Statement:
     return "DELETE FROM push_subscriptions WHERE id = ?", (subscription_id,)
+
+
+def delete_subscription(subscription_id: str) -> list[Statement]:
+    """Delete a subscription with its messages."""
+    messages = ("DELETE FROM push_messages WHERE subscription_id = ?", (subscription_id,))
+    return [_delete_subscription(subscription_id), messages]
+
+
+def insert_push_message(row: PushMessageRow) -> Statement:
+    return _insert_row("push_messages", row)
+
+
+def delete_push_message(message_id: str) -> Statement:
+    return "DELETE FROM push_messages WHERE id = ?", (message_id,)
+
+
+def delete_pushed_requests(session_id: str) -> Statement:
+    """Delete the messages that show what the agent of a purged session has asked."""
+    return (
+        "DELETE FROM push_messages WHERE session_id = ? AND urgency = 'high'",
+        (session_id,),
+    )
+
+
+def delete_useless_push_messages(now: float) -> Statement:
+    """Delete the messages that are too late, and those without a subscription."""
+    return (
+        "DELETE FROM push_messages WHERE expires_at <= ? OR subscription_id NOT IN"
+        " (SELECT id FROM push_subscriptions)",
+        (now,),
+    )
 
 
 def replace_webhook(row: WebhookRow) -> list[Statement]:
@@ -155,8 +207,13 @@ def delete_webhook(app_name: str) -> list[Statement]:
 
 def delete_outbox_of(app_name: str) -> list[Statement]:
     """Delete the webhook and the push subscriptions of an app whose token is revoked."""
+    messages = (
+        "DELETE FROM push_messages WHERE subscription_id IN"
+        " (SELECT id FROM push_subscriptions WHERE app_name = ?)",
+        (app_name,),
+    )
     subscriptions = ("DELETE FROM push_subscriptions WHERE app_name = ?", (app_name,))
-    return [*delete_webhook(app_name), subscriptions]
+    return [*delete_webhook(app_name), messages, subscriptions]
 
 
 _DELIVERY_COLUMNS = tuple(columns(DeliveryRow).split(", "))[1:]
@@ -205,11 +262,15 @@ def insert_failure(row: DeliveryFailureRow) -> list[Statement]:
     ]
 
 
-ADOPT_DELIVERIES = (
-    "WITH f AS MATERIALIZED (SELECT n FROM nodes WHERE n = ?1 AND state = 'up' FOR SHARE)"
-    " UPDATE webhook_deliveries SET node = f.n FROM f WHERE node IS NULL"
-    " OR node NOT IN (SELECT nodes.n FROM nodes WHERE state <> 'gone')"
-)
+def _adopt(table: str) -> str:
+    return (
+        "WITH f AS MATERIALIZED (SELECT n FROM nodes WHERE n = ?1 AND state = 'up' FOR SHARE)"
+        f" UPDATE {table} SET node = f.n FROM f WHERE node IS NULL"
+        " OR node NOT IN (SELECT nodes.n FROM nodes WHERE state <> 'gone')"
+    )
+
+
+ADOPT_DELIVERIES, ADOPT_PUSH_MESSAGES = _adopt("webhook_deliveries"), _adopt("push_messages")
 """Let a node of a cluster send what nodes have left that have ended."""
 
 
@@ -227,6 +288,20 @@ class OutboxQueries:
             f"SELECT {columns(SubscriptionRow)} FROM push_subscriptions ORDER BY created_at"
         )
         return [SubscriptionRow(*row) for row in rows]
+
+    async def push_messages(self, node: int | None = None) -> list[PushMessageRow]:
+        """The messages that are not sent, the oldest first.
+
+        Args:
+            node: only those that this node of a cluster has to send.
+        """
+        condition = "" if node is None else " WHERE node = ?"
+        rows = await self._database.fetch(
+            f"SELECT {columns(PushMessageRow)} FROM push_messages{condition}"
+            " ORDER BY created_at, id",
+            *(() if node is None else (node,)),
+        )
+        return [PushMessageRow(*row) for row in rows]
 
     async def webhooks(self) -> list[WebhookRow]:
         rows = await self._database.fetch(f"SELECT {columns(WebhookRow)} FROM webhooks")

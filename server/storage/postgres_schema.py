@@ -179,6 +179,9 @@ ADDITIONS: Mapping[int, str] = {
     18: f"""
     ALTER TABLE webhook_deliveries ADD COLUMN node BIGINT DEFAULT {_THIS_NODE};
     """,
+    19: f"""
+    ALTER TABLE push_messages ADD COLUMN node BIGINT DEFAULT {_THIS_NODE};
+    """,
 }
 """The additions to the script of a version."""
 TABLES_OF_CLUSTER = frozenset(
@@ -195,6 +198,7 @@ COLUMNS_OF_CLUSTER = frozenset(
         ("run_results", "node"),
         ("usage", "node"),
         ("webhook_deliveries", "node"),
+        ("push_messages", "node"),
         ("prewarmed", "node"),
     }
 )

@@ -242,6 +242,19 @@ MIGRATIONS: tuple[str, ...] = (
     """,
     "",  # only PostgreSQL's tables have changed
     "",
+    """
+    CREATE TABLE push_messages (
+        id TEXT PRIMARY KEY,
+        subscription_id TEXT NOT NULL,
+        session_id TEXT NOT NULL,
+        topic TEXT NOT NULL,
+        urgency TEXT NOT NULL,
+        body BLOB NOT NULL,
+        created_at REAL NOT NULL,
+        expires_at REAL NOT NULL
+    );
+    CREATE INDEX push_messages_by_subscription ON push_messages (subscription_id);
+    """,
 )
 """The script that makes each version of the schema from the one before, from version 1."""
 

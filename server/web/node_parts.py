@@ -26,7 +26,7 @@ from ..sessions.remote_lists import RemoteLists
 from ..sessions.remote_session import RemoteSessions
 from ..storage.engine import SharedEngine
 from ..storage.lease import BEAT_SHARE, FREEZE_SHARE, LeaseState
-from ..storage.outbox import ADOPT_DELIVERIES
+from ..storage.outbox import ADOPT_DELIVERIES, ADOPT_PUSH_MESSAGES
 from ..storage.writer import DatabaseWriter
 from ..tasks import Supervisor, Tasks
 from ..ws.remote_commands import CommandServer
@@ -168,8 +168,9 @@ class NodeParts:
 
     async def _adopt_deliveries(self, context: ServerContext) -> None:
         number = self._lease.number
-        await self._node.engine.change(ADOPT_DELIVERIES, (number,), repeats=True)
-        await context.outbox.sender.adopt(number)
+        for adopt in (ADOPT_DELIVERIES, ADOPT_PUSH_MESSAGES):
+            await self._node.engine.change(adopt, (number,), repeats=True)
+        await context.outbox.adopt(number)
 
     async def _refresh(self, context: ServerContext) -> None:
         """Let what other nodes change in the tokens and the webhooks take effect, forever."""

@@ -10,6 +10,7 @@ import pytest
 
 from ..support.harness import eventually, script
 from ..support.postgres import Postgres
+from ..support.push_service import push_service
 from ..support.receiver import webhook_receiver
 from .nodes import LEASE_SECS, NodeCluster, running_nodes
 
@@ -65,6 +66,38 @@ async def test_webhooks_of_a_killed_node_are_sent_by_another_one(
         await receiver.next("turn_ended", turn_index=4)
         turns = [event["data"]["turn_index"] for event in receiver.accepted]
         assert turns == [1, 2, 3, 4]
+
+
+async def test_push_messages_of_a_killed_node_are_sent_by_another_one(
+    postgres: Postgres, tmp_path: Path
+) -> None:
+    async with (
+        push_service() as service,
+        running_nodes(postgres, tmp_path, 2, PUSH_HOSTS="127.0.0.1") as cluster,
+    ):
+        one, two = cluster.nodes
+        browser = service.browser()
+        await browser.subscribe(one.client)
+        service.status = 503
+        session_id = await one.client.create()
+        for _ in range(3):
+            assert (await one.client.turn(session_id, "hello"))[0] == 200
+        await eventually("an attempt", lambda: service.requests)
+        await one.server.kill()
+        service.status = 201
+        turns: list[int] = []
+
+        def are_sent() -> bool:
+            turns[:] = [one["turn_index"] for one in browser.messages]
+            return turns == [1, 2, 3]
+
+        await eventually("another node to send them", are_sent, 40)
+        left = "SELECT count(*) FROM push_messages"
+        await eventually("nothing to be left", lambda: cluster.sql(left) == "0")
+        await one.start()
+        assert (await two.client.turn(session_id, "hello"))[0] == 200
+        await eventually("the next message", lambda: len(browser.messages) == 4)
+        assert [*turns, browser.messages[-1]["turn_index"]] == [1, 2, 3, 4]
 
 
 async def test_undo_of_a_killed_node_is_finished_by_the_next_owner(cluster: NodeCluster) -> None:
