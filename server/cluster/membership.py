@@ -63,7 +63,7 @@ class Alone:
         return False
 
     def announce(self, session: int) -> None:
-        """Do nothing: nobody else follows the session."""
+        """Do nothing: a single server tells its own clients."""
 
     async def next_session_number(self) -> None:
         """Return None: this process numbers all sessions."""
