@@ -15,7 +15,8 @@ from ..config import MAX_SECRET_LENGTH
 from ..errors import Error, ErrorCode, forbidden_to_shares, not_found
 from ..storage import statements
 from ..storage.queries import Queries
-from ..storage.schema import SessionRow, ShareRow, TokenRow
+from ..storage.schema import SessionRow, TokenRow
+from ..storage.share_row import ShareRow
 from ..storage.writer import DatabaseWriter
 from ..tasks import to_completion
 from .credential import Credential, hash_secret, unauthorized

@@ -98,9 +98,9 @@ class AgentSlots:
         """The number of holders in each agent state."""
         return Counter(holder.presence for holder in self._holders)
 
-    def has_slot(self, holder: SlotHolder) -> bool:
-        """Whether *holder* has a slot and is not being evicted."""
-        return holder in self._holders and holder not in self._evicting
+    def has_slot(self, holder: SlotHolder, *, also_evicted: bool = False) -> bool:
+        """Whether *holder* has a slot, and is not being evicted unless *also_evicted*."""
+        return holder in self._holders and (also_evicted or holder not in self._evicting)
 
     def check_own_limit(self, holder: SlotHolder) -> None:
         """Check that a limit of the app's own lets *holder* have an agent: :meth:`OwnLimits.check`.

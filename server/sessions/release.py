@@ -57,7 +57,9 @@ class SessionReleaser:
         is_closing = session.is_closed and not session.is_log_complete
         return not (
             session.is_busy
-            or session.agent.is_needed
+            or session.agent.is_live
+            or session.agent.is_in_use
+            or self._sessions.slots.has_slot(session.agent, also_evicted=True)
             or session.turns.disk_refusal is not None
             or is_closing
             or session.is_reopening

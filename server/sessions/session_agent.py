@@ -112,12 +112,6 @@ class SessionAgent:
         return bool(self._is_working() or self._requests)
 
     @property
-    def is_needed(self) -> bool:
-        """Whether a process runs, starts or ends, or is about to, or the agent is in use."""
-        is_running = self.is_live or self._starting is not None or self._is_hibernating
-        return is_running or self.is_in_use or self._core.context.slots.has_slot(self)
-
-    @property
     def can_hibernate(self) -> bool:
         return not (self.is_in_use or self._is_hibernating) and self._core.is_open
 

@@ -39,7 +39,7 @@ class UseScope:
         self.is_over = False
 
 
-_scope: ContextVar[UseScope | None] = ContextVar("use-scope", default=None)
+_use_scope: ContextVar[UseScope | None] = ContextVar("use-scope", default=None)
 
 
 class SessionUses:
@@ -75,19 +75,19 @@ class SessionUses:
     def scope(self) -> Iterator[None]:
         """A block until whose end the sessions are in use that are looked up in it."""
         scope = UseScope()
-        token = _scope.set(scope)
+        token = _use_scope.set(scope)
         try:
             yield
         finally:
             scope.is_over = True
-            _scope.reset(token)
+            _use_scope.reset(token)
             for session_id in scope.ids:
                 decrement(self._counts, session_id)
 
     def note_found(self, session_id: str) -> None:
         """Note that a session was looked up, perhaps in a scope."""
         self._recent.add(session_id)
-        scope = _scope.get()
+        scope = _use_scope.get()
         if scope is not None and not scope.is_over and session_id not in scope.ids:
             scope.ids.add(session_id)
             self._counts[session_id] += 1

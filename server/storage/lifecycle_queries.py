@@ -5,7 +5,8 @@ from __future__ import annotations
 import dataclasses
 
 from .database import Database
-from .schema import FileRow, SessionRow, ShareRow, columns
+from .schema import FileRow, SessionRow, columns
+from .share_row import ShareRow
 
 SELECT_SESSION = f"SELECT {columns(SessionRow)} FROM sessions "
 

@@ -385,20 +385,6 @@ class TokenRow:
 
 
 @dataclasses.dataclass(slots=True)
-class ShareRow:
-    """A share of a session; ``hash`` is the SHA-256 of its secret."""
-
-    id: str
-    session: int
-    session_id: str
-    app_name: str
-    hash: bytes
-    label: str | None
-    created_at: float
-    expires_at: float | None
-
-
-@dataclasses.dataclass(slots=True)
 class FileRow:
     """An upload; ``hash`` is the SHA-256 of its file token."""
 

@@ -17,13 +17,13 @@ from .schema import (
     FileRow,
     LogRow,
     SessionRow,
-    ShareRow,
     Statement,
     SteerRow,
     TokenRow,
     TurnRow,
 )
 from .segments import delete_log
+from .share_row import ShareRow
 
 LOG_ROWS = 240
 """Rows of one statement: SQLite takes 999 parameters, and a row has four."""

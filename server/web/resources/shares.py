@@ -9,7 +9,7 @@ from aiohttp import web
 
 from ...origins import is_host_of
 from ...sessions.session import Session
-from ...storage.schema import ShareRow
+from ...storage.share_row import ShareRow
 from ..context import context_of
 from ..endpoint import Endpoint, Tag
 from ..field_types import MAX_LIFETIME_SECS, Count, UnixSeconds, doc
