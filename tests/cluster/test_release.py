@@ -42,14 +42,15 @@ async def shared(
 @contextlib.asynccontextmanager
 async def held_releases(cluster: NodeCluster) -> AsyncIterator[None]:
     """A block in which no release is carried out. At its end, none is waiting any more."""
-    cluster.sql(HOLD_RELEASES)
+    # In threads: they wait for transactions of nodes, whose proxies run in this event loop.
+    await asyncio.to_thread(cluster.sql, HOLD_RELEASES)
     holder = await asyncpg.connect(cluster.postgres.url(cluster.database))
     try:
         await holder.execute("SELECT pg_advisory_lock(1)")
         yield
     finally:
         await holder.close()
-        cluster.sql("DROP FUNCTION hold_release CASCADE")
+        await asyncio.to_thread(cluster.sql, "DROP FUNCTION hold_release CASCADE")
 
 
 async def until_releasing(cluster: NodeCluster) -> None:
