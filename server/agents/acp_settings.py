@@ -331,24 +331,32 @@ def with_update(
     return reported
 
 
+OWN_FIELDS = {"mode": ("modes", "currentModeId"), "model": ("models", "currentModelId")}
+"""ACP's own fields for a mode and a model: the name of the offer, and that of its current value."""
+
+
 def with_mode(reported: AgentSettings, mode: Any) -> AgentSettings:
     """Return *reported* with another mode, in each form in which the agent offers modes."""
-    modes, options = reported.modes, reported.config_options
-    if isinstance(modes, dict):
-        modes = {**modes, "currentModeId": mode}
-    if (option := option_of(reported, "mode")) is not None:
-        options = _with_value(options, option["id"], mode)
-    return msgspec.structs.replace(reported, modes=modes, config_options=options)
+    return _with_current(reported, "mode", mode)
 
 
 def with_model(reported: AgentSettings, model: Any) -> AgentSettings:
     """Return *reported* with another model, in each form in which the agent offers models."""
-    models, options = reported.models, reported.config_options
-    if isinstance(models, dict):
-        models = {**models, "currentModelId": model}
-    if (option := option_of(reported, "model")) is not None:
-        options = _with_value(options, option["id"], model)
-    return msgspec.structs.replace(reported, models=models, config_options=options)
+    return _with_current(reported, "model", model)
+
+
+def _with_current(reported: AgentSettings, setting: str, value: Any) -> AgentSettings:
+    changes = _own_field(reported, setting, value)
+    if (option := option_of(reported, setting)) is not None:
+        changes["config_options"] = _with_value(reported.config_options, option["id"], value)
+    return msgspec.structs.replace(reported, **changes)
+
+
+def _own_field(reported: AgentSettings, setting: str, value: Any) -> dict[str, Any]:
+    """ACP's own field of a mode or model, with another value; empty if it was not reported."""
+    name, key = OWN_FIELDS[setting]
+    offer = getattr(reported, name)
+    return {name: {**offer, key: value}} if isinstance(offer, dict) else {}
 
 
 def with_options(reported: AgentSettings, options: Any) -> AgentSettings:
@@ -357,15 +365,11 @@ def with_options(reported: AgentSettings, options: Any) -> AgentSettings:
     One for the mode also sets the mode, and one for the model the model.
     """
     reported = msgspec.structs.replace(reported, config_options=options)
-    model = option_of(reported, "model")
-    if model is not None and isinstance(reported.models, dict):
-        models = {**reported.models, "currentModelId": model.get("currentValue")}
-        reported = msgspec.structs.replace(reported, models=models)
-    mode = option_of(reported, "mode")
-    if mode is not None and isinstance(reported.modes, dict):
-        modes = {**reported.modes, "currentModeId": mode.get("currentValue")}
-        reported = msgspec.structs.replace(reported, modes=modes)
-    return reported
+    changes: dict[str, Any] = {}
+    for setting in OWN_FIELDS:
+        if (option := option_of(reported, setting)) is not None:
+            changes |= _own_field(reported, setting, option.get("currentValue"))
+    return msgspec.structs.replace(reported, **changes) if changes else reported
 
 
 def _with_value(options: Any, key: Any, value: Any) -> Any:
