@@ -88,7 +88,7 @@ class Subscriptions:
         return subscription
 
     def cancel_subagent(self, child: str) -> bool:
-        """Cancel the work of a subagent, by its session id. False if it is none of these sessions'.
+        """Cancel the work of a subagent, by its session id. False if no session here has it.
 
         The agent ignores it for a subagent whose work cannot be cancelled.
         """

@@ -58,7 +58,7 @@ KEPT_BACK = frozenset(
 CREDENTIAL_HEADERS = ("authorization", "x-api-key", "x-goog-api-key")
 
 MaySpend = Callable[[Holder], str | None]
-"""Returns why an app may not spend any more; None if it may."""
+"""Returns why an app may not spend any more; None if it may spend."""
 CountUsage = Callable[[str, str, Usage], None]
 """Counts the tokens of a response, for a session's key and its app."""
 

@@ -105,7 +105,7 @@ class Sandbox:
 
     @property
     def refusal(self) -> str | None:
-        """Why the server must not have a second app; None if it may."""
+        """Why the server must not have a second app; None if it may have one."""
         if self.is_on or self.mechanism.is_chosen:
             return None
         return (

@@ -356,7 +356,7 @@ class Session:
         await self.log.reach(seq)  # last: on a full disk it waits for space
 
     async def reopen(self) -> None:
-        """Open the session again. The registry has checked that it may be.
+        """Open the session again. The registry has checked the limits.
 
         Raises:
             Error: ``conflict`` if it is open, ``not_found`` if it is being deleted.

@@ -155,7 +155,7 @@ class TurnRunner:
         return next((failure for failure in failures if failure is not None), None)
 
     async def _wait_for_slot(self, turn: Turn) -> None:
-        """Return when the agent has a slot, or when *turn* is interrupted."""
+        """Wait until the agent has a slot, or *turn* is interrupted."""
         turn.dispatched_at = time.monotonic()
         acquiring = asyncio.ensure_future(self._core.context.slots.acquire(self._agent))
         turn.interrupt = acquiring.cancel
@@ -166,7 +166,7 @@ class TurnRunner:
             raise
 
     async def _wait_for_fork(self, turn: Turn) -> None:
-        """Return when the agent has forked the conversation, if it is to do so."""
+        """Wait until the agent has forked the conversation, if one is pending."""
         forking = asyncio.ensure_future(fork_if_pending(self._agent.backend_agent))
         turn.interrupt = forking.cancel
         try:
@@ -250,7 +250,7 @@ class TurnRunner:
 
 
 def _is_stop_reason(reason: Any) -> TypeGuard[str]:
-    """Whether an agent may end a turn so. ``error`` is the server's own."""
+    """Whether *reason* is a stop reason of an agent; only the server gives ``error``."""
     if not isinstance(reason, str) or not 0 < len(reason) <= MAX_STOP_REASON_CHARS:
         return False
     return reason.isprintable() and reason != "error"

@@ -144,7 +144,7 @@ class OwnRequests:
         self._pending = dict.fromkeys(state.open, _ignore)
 
     def answer_to(self, request_id: str | None, on_response: OnResponse) -> bool:
-        """Call *on_response* for a request of an earlier version. False if it has no such one."""
+        """Call *on_response* for a request of an earlier version. False if it is not pending."""
         if request_id is None or request_id not in self._pending:
             return False
         self._pending[request_id] = on_response

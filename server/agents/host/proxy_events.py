@@ -147,7 +147,7 @@ class ProxyEvents:
         if message["method"] == "session/update":
             params = message.get("params")
             update = params.get("update") if isinstance(params, dict) else None
-            # Other agents know no such sessions, and may be careless with the id of their own one.
+            # Other agents have no sessions of subagents, and may send any session id.
             announced = "subagents" in self._binding.spec.client_capabilities
             if announced or (isinstance(update, dict) and "_meta" in update):
                 subagent = subagent_of(params, self._own_id if announced else None)
