@@ -20,7 +20,7 @@ export class SessionView extends View {
 	constructor(session, { on, upload, draft }) {
 		super('session', { session, on, awaySince: 0 })
 		this.menu.onclick = () => on.showSidebar()
-		this.usage.after(menuButton(this.policy, on.policies), menuButton(this.more, on.entries))
+		this.compared.after(menuButton(this.policy, on.policies), menuButton(this.more, on.entries))
 		this.pane.onclick = on.closePane
 		this.keep.onclick = on.keep
 		this.compared.onclick = on.compare

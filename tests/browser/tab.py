@@ -33,6 +33,12 @@ TrustedTypePolicyFactory.prototype.createPolicy = (name, rules) =>
 """
 
 
+# Content that fades in is too pale until it has arrived.
+AT_REST = """Promise.allSettled(document.getAnimations()
+    .filter((one) => one.effect.getTiming().iterations < Infinity)
+    .map((one) => one.finished)).then(() => null)"""
+
+
 class Tab:
     """Signs in as one app, and writes down errors, foreign requests and broken policies."""
 
@@ -100,7 +106,8 @@ class Tab:
         await self.page.screenshot(path=PICTURES / f"{name}.png")
 
     async def axe(self, name: str) -> None:
-        """Nothing serious, by axe's own measure."""
+        """Nothing serious, by axe's own measure, of what is shown when it has come to rest."""
+        await self.page.evaluate(AT_REST)
         await self.page.evaluate(AXE.read_text("utf-8"))
         found = await self.page.evaluate("axe.run(document, {resultTypes: ['violations']})")
         serious = [

@@ -13,6 +13,12 @@ from .tab import PHONE, Tab
 
 Json = dict[str, Any]
 
+# Too small for a finger: 44 px is the least that phones recommend.
+SMALL = """[...document.querySelectorAll("button, summary, [role=option]")]
+    .filter((one) => one.checkVisibility({ visibilityProperty: true, opacityProperty: true }))
+    .filter((one) => Math.min(one.offsetWidth, one.offsetHeight) < 44)
+    .map((one) => one.outerHTML.slice(0, 120))"""
+
 
 async def test_page_works_with_the_keyboard_only(tab: Tab) -> None:
     page = tab.page
@@ -64,6 +70,7 @@ async def test_page_works_on_a_phone(open_tab: OpenTab, client: Client, scheme: 
     page = tab.page
     await tab.sign_in()
     await tab.axe("phone")
+    assert await page.evaluate(SMALL) == []
     wide = "x" * 300
     table = "| " + " | ".join(["column"] * 12) + " |\n|" + " - |" * 12 + "\n"
     await tab.composer.fill(
@@ -72,6 +79,7 @@ async def test_page_works_on_a_phone(open_tab: OpenTab, client: Client, scheme: 
     await page.get_by_role("button", name="Send").click()
     await expect(page.locator(".ask-card")).to_be_visible()
     await tab.axe("phone, permission")
+    assert await page.evaluate(SMALL) == []
     await tab.picture(f"phone-{scheme}")
     overflow = "document.documentElement.scrollWidth - document.documentElement.clientWidth"
     assert await page.evaluate(overflow) == 0
@@ -81,6 +89,7 @@ async def test_page_works_on_a_phone(open_tab: OpenTab, client: Client, scheme: 
     await page.get_by_role("button", name="Show the sessions").tap()
     await expect(page.get_by_role("navigation", name="Sessions")).to_be_visible()
     await tab.axe("phone, sessions")
+    assert await page.evaluate(SMALL) == []
     await tab.picture(f"phone-sessions-{scheme}")
     await page.keyboard.press("Escape")
     await expect(page.get_by_role("navigation", name="Sessions")).to_be_hidden()

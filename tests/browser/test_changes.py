@@ -95,7 +95,7 @@ async def test_changes_are_reviewed_undone_and_downloaded(
     await side.locator("summary", has_text="<b>.md").click()
     await expect(side.locator("pre")).to_have_text("# Notes")
     async with page.expect_download() as saved:
-        await side.get_by_role("button", name="Download").click()
+        await side.get_by_role("button", name="Download", exact=True).click()
     assert Path(await (await saved.value).path()).read_text() == "# Notes\n"
     await tab.axe("files")
     await tab.picture("files")

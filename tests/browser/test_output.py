@@ -92,6 +92,8 @@ async def test_demo_agent_output_is_shown(tab: Tab) -> None:
     await expect(page.get_by_text("Let me see.", exact=True)).to_be_visible()
     await page.get_by_role("button", name="Read a.py").click()
     await expect(page.locator(".tool-body").first).to_contain_text('"path": "a.py"')
+    # Nothing but the conversation scrolls: not the page with its bars around it.
+    assert await page.evaluate("document.documentElement.scrollHeight <= innerHeight")
     await tab.axe("everything")
     await tab.picture("everything")
 
