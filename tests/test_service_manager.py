@@ -19,7 +19,7 @@ from server.commands.unit import unit
 from server.service_manager import ServiceManager
 
 from .conftest import Spawn
-from .support.harness import ROOT, TIMEOUT_SECS
+from .support.harness import ROOT, TIMEOUT_SECS, eventually
 
 
 class Systemd:
@@ -69,6 +69,8 @@ async def test_server_reports_readiness_watchdog_and_stop(
         await systemd.until("WATCHDOG=1")
     # A process that does not run sends nothing.
     os.kill(server.pid, signal.SIGSTOP)
+    stat = Path(f"/proc/{server.pid}/stat")
+    await eventually("the stop", lambda: ") T " in stat.read_text("utf-8"))
     systemd.waiting()
     await asyncio.sleep(0.4)
     assert systemd.waiting() == []

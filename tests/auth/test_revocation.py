@@ -31,6 +31,8 @@ from ..support.harness import (
 from ..support.raw_socket import open_connection, open_event_stream
 
 APP = "gone"
+BEFORE_STALL_SECS = 25
+"""A client that reads nothing would be dropped in any case later, after 30 s."""
 APP_ENDPOINTS = [endpoint for endpoint in endpoints() if endpoint.auth == "app"]
 ENDLESS = script({"say": "before"}, {"gate": "go"}, {"say": "after"})
 
@@ -171,7 +173,7 @@ def stream_of(method: str, path: str, body: Json | None) -> Scenario:
         async with client.http.request(method, url, json=body, headers=headers) as response:
             assert response.status == 200
             await response.content.readuntil(b"data: ")
-            async with Deadline("the stream's end", 1):
+            async with Deadline("the stream's end"):
                 await revoke(server)
                 rest = await response.content.read()
         assert b'"after"' not in rest
@@ -212,7 +214,7 @@ def unread_response(method: str, path: str) -> Scenario:
             await until_waiting(server)
             await revoke(server)
             received = bytearray()
-            async with Deadline("the connection to be dropped", 5):
+            async with Deadline("the connection to be dropped", BEFORE_STALL_SECS):
                 with contextlib.suppress(ConnectionResetError):
                     while data := await loop.sock_recv(stuck, 1 << 16):
                         received += data
@@ -239,7 +241,7 @@ async def unread_changes(server: LocalServer, client: Client) -> None:
         assert (await loop.sock_recv(stuck, 100)).startswith(b"HTTP/1.1 200")
         await until_waiting(server)
         await revoke(server)
-        async with Deadline("the connection to be dropped", 5):
+        async with Deadline("the connection to be dropped", BEFORE_STALL_SECS):
             with contextlib.suppress(ConnectionResetError):
                 while await loop.sock_recv(stuck, 1 << 16):
                     pass

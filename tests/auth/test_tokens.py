@@ -32,7 +32,16 @@ from server.storage.writer import DatabaseWriter
 
 from ..conftest import Serve, Spawn
 from ..support.engine import only_sqlite
-from ..support.harness import ADMIN, Client, Deadline, LocalServer, failure, new_client, script
+from ..support.harness import (
+    ADMIN,
+    TIMEOUT_SECS,
+    Client,
+    Deadline,
+    LocalServer,
+    failure,
+    new_client,
+    script,
+)
 
 
 async def names(admin: Client) -> list[str]:
@@ -320,10 +329,10 @@ async def test_event_stream_of_revoked_token_ends(server: LocalServer) -> None:
     async with client.http.get(url, headers=headers) as stream:
         text = b""
         while b"before" not in text:
-            text += await asyncio.wait_for(stream.content.readany(), 5)
+            text += await asyncio.wait_for(stream.content.readany(), TIMEOUT_SECS)
         await server.admin().delete("/admin/tokens/app")
         (folder / "go").touch()
-        text = await asyncio.wait_for(stream.content.read(), 5)
+        text = await asyncio.wait_for(stream.content.read(), TIMEOUT_SECS)
     assert b'"after"' not in text
 
 

@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import contextlib
+import json
 import re
+from typing import Any
 
 from playwright.async_api import Locator, Page, Request, expect
 
-from ..support.harness import ROOT
+from ..support.harness import ROOT, eventually
 
 PICTURES = ROOT / ".pytest_cache" / "screenshots"
 AXE = ROOT / "node_modules" / "axe-core" / "axe.min.js"
@@ -99,6 +102,18 @@ class Tab:
         """Wait until *turns* turns have ended and none is running."""
         await expect(self.turns.locator(".facts:not(.working)")).to_have_count(turns)
         await expect(self.shown.locator(".working")).to_have_count(0)
+
+    async def told(self) -> Any:
+        """The JSON of the last message, once it is drawn wholly."""
+
+        async def parsed() -> list[Any]:
+            text = await self.page.locator(".message").last.inner_text()
+            with contextlib.suppress(ValueError):
+                return [json.loads(text)]
+            return []
+
+        (value,) = await eventually("JSON of the agent", parsed)
+        return value
 
     async def picture(self, name: str) -> None:
         PICTURES.mkdir(parents=True, exist_ok=True)

@@ -217,7 +217,7 @@ async def test_revoked_token_shows_the_sign_in(tab: Tab, server: LocalServer, ap
     assert (await server.admin().delete(f"/admin/tokens/{app}"))[0] == 200
     # By the socket, or by a call of the REST API, whichever hears of it first.
     revoked = tab.page.get_by_text("This sign-in was revoked.")
-    await expect(revoked.or_(tab.page.get_by_label("Access token"))).to_be_visible()
+    await expect(revoked.or_(tab.page.get_by_label("Access token")).first).to_be_visible()
 
 
 async def test_permission_is_answered_by_mouse_and_keyboard(tab: Tab) -> None:
@@ -288,7 +288,7 @@ async def test_two_requests_for_one_call_are_answered_separately(
     await expect(page).to_have_title(re.compile("^Waiting for you · "))
     await cards.first.get_by_role("button", name="Yes").click()
     await tab.settled()
-    said = json.loads(await page.locator(".message").last.inner_text())
+    said = await tab.told()
     assert [one["optionId"] for one in said["permissions"]] == ["yes", "no", "yes"]
 
 
@@ -504,7 +504,9 @@ async def test_files_are_attached_by_selection_and_drop(tab: Tab, tmp_path: Path
     await expect(bubble).to_contain_text("notes.txt")
     await expect(bubble).not_to_contain_text("Attached files")
     await expect(bubble.locator("img")).to_have_count(1)
-    said = await tab.page.locator(".message").inner_text()
+    message = tab.page.locator(".message")
+    await expect(message).to_contain_text("notes.txt")
+    said = await message.inner_text()
     path = re.search(r"/\S*?/notes\.txt", said)
     assert path is not None, said
     assert Path(path[0]).read_text() == "remember the milk"

@@ -29,7 +29,9 @@ async def test_reload_during_a_turn_loses_nothing(tab: Tab, tmp_path: Path) -> N
     await expect(tab.page.locator(".message")).to_contain_text("199: word")
     gate.touch()
     await tab.settled()
-    text = await tab.page.locator(".message").inner_text()
+    message = tab.page.locator(".message")
+    await expect(message).to_contain_text(re.compile(r"end\s*$"))
+    text = await message.inner_text()
     assert re.findall(r"(\d+): word", text) == [str(n) for n in range(200)]
     assert text.rstrip().endswith("end")
 

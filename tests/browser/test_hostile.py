@@ -334,6 +334,7 @@ async def test_permission_request_keeps_its_order_and_is_fully_visible(
     before = await card.locator(".exact code").evaluate(shown)
     assert str(len(command) - before) in await more.inner_text()
     await more.click()
+    await expect(more).to_have_count(0)
     assert await card.locator(".exact code").evaluate(shown) == len(command)
     # An agent that offers no way to refuse is refused all the same.
     await card.locator(".chips button").last.click()

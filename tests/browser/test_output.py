@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 from playwright.async_api import expect
 
-from ..support.harness import script
+from ..support.harness import eventually, script
 from .tab import Tab
 
 Json = dict[str, Any]
@@ -419,8 +419,8 @@ async def test_mathematics_diagrams_and_github_markdown_are_drawn_safely(
     await expect(answer.locator("p code").last).to_have_css("direction", "ltr")
     drawing = answer.locator(".drawing img")
     await drawing.scroll_into_view_if_needed()
-    await expect(drawing).to_have_js_property("complete", True)
-    assert await drawing.evaluate("(image) => image.naturalWidth") > 100
+    width = "(image) => image.complete && image.naturalWidth > 100"
+    await eventually("the drawing", lambda: drawing.evaluate(width))
     # It is a picture: nothing in it is part of the page.
     assert await page.locator(".md svg:not(.icon)").count() == 0
     await expect(answer.locator(".undrawn")).to_be_visible()

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from typing import Any
 
 from playwright.async_api import expect
@@ -40,7 +39,7 @@ EVERY: Json = {
 
 async def told(tab: Tab) -> Any:
     await tab.settled()
-    return json.loads(await tab.page.locator(".message").last.inner_text())
+    return await tab.told()
 
 
 async def test_form_with_every_type_is_filled_in_by_keyboard(tab: Tab) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import time
 from pathlib import Path
 
@@ -17,6 +18,22 @@ def resident_kb(pid: int) -> int:
 def open_files(pid: int) -> int:
     """The number of file descriptors of a process."""
     return len(list(Path(f"/proc/{pid}/fd").iterdir()))
+
+
+def connections_of(pid: int) -> set[str]:
+    """The descriptors of a process for sockets of the network, by inode, also of closed ones.
+
+    Other descriptors come and go by themselves: of agents, of the processes that take snapshots, of
+    database connections at their first use.
+    """
+    local = {line.split()[6] for line in Path("/proc/net/unix").read_text("utf-8").splitlines()[1:]}
+    found = set()
+    for file in Path(f"/proc/{pid}/fd").iterdir():
+        with contextlib.suppress(FileNotFoundError):  # closed meanwhile
+            kind, _, inode = str(file.readlink()).partition(":")
+            if kind == "socket":
+                found.add(inode.strip("[]"))
+    return found - local
 
 
 def thread_count(pid: int) -> int:

@@ -39,7 +39,7 @@ async def test_log_followed_during_the_query_of_the_heads_is_not_taken_for_delet
     node.heads_of = heads_of
     follower.follow("deleted", deleted, None)
     watching = asyncio.create_task(follower.watch())
-    await asyncio.wait_for(done.wait(), 5)
+    await asyncio.wait_for(done.wait(), 60)
     watching.cancel()
     assert asked[0] == {1}
     deleted.mark_deleted.assert_called()

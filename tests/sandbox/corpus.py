@@ -474,12 +474,19 @@ def list_process_descriptors(targets: Targets) -> None:
 
 @attempt
 def copy_process_memory(targets: Targets) -> None:
+    copy_memory(310, 270, targets)
+
+
+def copy_memory(on_x86: int, on_arm: int, targets: Targets) -> None:
+    """Copy 8 bytes from or to an address that no process has: only that may be the error."""
     buffer = ctypes.create_string_buffer(8)
     vector = struct.pack("QQ", ctypes.addressof(buffer), 8)
+    there = struct.pack("QQ", 4096, 8)
     try:
-        system_call(310, 270, targets["pid"], vector, 1, struct.pack("QQ", 4096, 8), 1, 0)
+        system_call(on_x86, on_arm, targets["pid"], vector, 1, there, 1, 0)
     except OSError as error:
-        assert error.errno == 14  # only the address is wrong
+        if error.errno != errno.EFAULT:
+            raise
 
 
 @attempt
@@ -837,13 +844,7 @@ def seize_process(targets: Targets) -> None:
 
 @attempt
 def write_process_memory(targets: Targets) -> None:
-    buffer = ctypes.create_string_buffer(8)
-    own = struct.pack("QQ", ctypes.addressof(buffer), 8)
-    try:
-        system_call(311, 271, targets["pid"], own, 1, struct.pack("QQ", 4096, 8), 1, 0)
-    except OSError as error:
-        if error.errno != errno.EFAULT:
-            raise
+    copy_memory(311, 271, targets)
 
 
 @attempt

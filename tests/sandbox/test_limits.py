@@ -21,13 +21,15 @@ each_level = pytest.mark.parametrize(
     "level", ["landlock", pytest.param("bwrap", marks=pytest.mark.slow)]
 )
 FORKS = """
-import os, time
+import os
 count = 0
+until_parent_ends, end = os.pipe()
 try:
     for _ in range(100):
         if os.fork() == 0:
             os.closerange(0, 3)
-            time.sleep(3)
+            os.close(end)
+            os.read(until_parent_ends, 1)
             os._exit(0)
         count += 1
 except BlockingIOError:

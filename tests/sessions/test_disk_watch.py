@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import asyncio
 from pathlib import Path
 
 import pytest
@@ -11,7 +10,7 @@ from server.sandbox.disk_usage import bytes_in, size_text
 from server.sessions.disk_watch import DiskWatch
 
 from ..conftest import Serve
-from ..support.harness import script
+from ..support.harness import Deadline, script
 
 
 @pytest.mark.slow
@@ -38,7 +37,7 @@ async def test_turn_ends_if_the_workspace_is_too_large(serve: Serve) -> None:
 
     # A client can free space with an undo, or by writing files.
     (folder / "large").write_bytes(b"")
-    async with asyncio.timeout(20):
+    async with Deadline("room in the workspace"):
         while (await client.turn(session, "again"))[0] != 200:
             await watch.measure_all()
 
@@ -54,7 +53,7 @@ async def test_temporary_files_and_caches_are_deleted_first(serve: Serve) -> Non
         (folder / "large").write_bytes(bytes(2 << 20))
     watch = DiskWatch(server.services.sessions)
     await watch.measure_all()
-    async with asyncio.timeout(20):
+    async with Deadline("room in the workspace"):
         while (await client.turn(session, "again"))[0] != 200:
             await watch.measure_all()
     assert not (folders.tmp(session) / "large").exists()

@@ -25,7 +25,7 @@ from server.storage.queries import Queries
 
 from ..conftest import Serve
 from ..support.engine import only_sqlite, stored_rows
-from ..support.harness import TIMEOUT_SECS, Client, Clock, LocalServer, eventually, script
+from ..support.harness import TIMEOUT_SECS, Client, Clock, Deadline, LocalServer, eventually, script
 from ..support.runs import upload
 
 IDLE = 3600
@@ -663,7 +663,8 @@ async def test_failed_sweep_does_not_stop_the_sweeper(
     monkeypatch.setattr(queries, "idle_sessions", fails_once)
     client = await server.client()
     session = await client.create()
-    await asyncio.wait_for(failed.wait(), 5)
+    async with Deadline("the failure"):
+        await failed.wait()
     clock.advance(IDLE)
 
     async def closed() -> bool:

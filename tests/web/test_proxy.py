@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import asyncio
 import io
 import json
 import socket
@@ -19,7 +18,7 @@ from server.config import SettingError, load
 
 from ..conftest import Serve
 from ..support import proxies
-from ..support.harness import Client, LocalServer, script, texts_of
+from ..support.harness import Client, Deadline, LocalServer, script, texts_of
 
 OUTSIDE = "127.0.0.2"
 """The address of the tests' clients; the proxies use 127.0.0.1."""
@@ -106,7 +105,7 @@ async def streams(client: Client, session: str, gate: Path) -> None:
         headers={**client.headers(), "Accept": "text/event-stream"},
     ) as stream:
         assert stream.status == 200
-        async with asyncio.timeout(20):
+        async with Deadline("the rest of the stream"):
             seen = b""
             while b'"first"' not in seen.replace(b'\\"', b""):
                 seen += await stream.content.readany()

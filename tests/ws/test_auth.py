@@ -205,16 +205,16 @@ async def test_other_first_frame_closes_with_4501(server: LocalServer, client: C
 
 
 async def test_late_auth_frame_closes_with_4502(serve: Serve) -> None:
-    server = await serve(auth_timeout_secs=0.2)
+    server = await serve(auth_timeout_secs=1)
     session = await (await server.client()).create()
     began = time.monotonic()
     socket = await server.anonymous().connect(session, ready=False)
     assert await said_goodbye(socket) == 4502
-    assert time.monotonic() - began >= 0.2
+    assert time.monotonic() - began >= 1
 
 
 async def test_pings_do_not_extend_the_auth_timeout(serve: Serve) -> None:
-    server = await serve(auth_timeout_secs=0.3)
+    server = await serve(auth_timeout_secs=1)
     session = await (await server.client()).create()
     socket = await server.anonymous().connect(session, ready=False)
 
@@ -453,7 +453,7 @@ async def test_revoked_token_closes_its_sockets(server: LocalServer) -> None:
         "prompt", prompt=script({"repeat": {"times": 9999, "steps": [{"sleep": 5}, {"say": "."}]}})
     )
     await sockets[1].until_text(".")
-    async with Deadline("4503", 1):
+    async with Deadline("4503"):
         assert (await server.admin().delete("/admin/tokens/app"))[0] == 200
         for socket in sockets:
             assert await socket.until_closed() == 4503
