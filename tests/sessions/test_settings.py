@@ -29,6 +29,7 @@ from ..support.harness import (
     Clock,
     Json,
     LocalServer,
+    Socket,
     eventually,
     local_server,
     mock_agent,
@@ -181,22 +182,24 @@ async def test_settings_of_frames_are_restored_like_those_of_creation(
 async def test_setting_made_during_hibernation_is_in_force_at_the_next_prompt(
     server: LocalServer, client: Client
 ) -> None:
-    session = await client.create("resets")
-    await client.turn(session, "hello")
-    await hibernate(server, client, session)
-    socket = await client.connect(session)
+    socket = await hibernated_session(server, client)
     await socket.send("set_mode", mode="code")
     await socket.turn(REPORT)
     assert json.loads(socket.text(2))["session"]["mode"] == "code"
 
 
-async def test_setting_that_a_hibernated_agent_refuses_is_a_bad_request(
-    server: LocalServer, client: Client
-) -> None:
+async def hibernated_session(server: LocalServer, client: Client) -> Socket:
+    """The socket of a session whose agent has reported its settings and sleeps."""
     session = await client.create("resets")
     await client.turn(session, "hello")
     await hibernate(server, client, session)
-    socket = await client.connect(session)
+    return await client.connect(session)
+
+
+async def test_setting_that_a_hibernated_agent_refuses_is_a_bad_request(
+    server: LocalServer, client: Client
+) -> None:
+    socket = await hibernated_session(server, client)
     await socket.send("set_mode", mode="no-such")
     assert (await socket.until("error"))["code"] == "bad_request"
     await socket.send("set_mode", mode="code")

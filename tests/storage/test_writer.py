@@ -216,14 +216,20 @@ def has_capacity(writer: DatabaseWriter) -> bool:
     return writer.has_capacity
 
 
-async def test_backlog_over_the_limit_leaves_no_capacity_until_it_is_stored(
-    start_writer: StartWriter, database: SlowDatabase
-) -> None:
-    writer = start_writer(limits=WriterLimits(backlog_bytes=10_000))
+async def held_log(writer: DatabaseWriter, database: SlowDatabase) -> Buffer:
+    """A log whose first entry the database does not store until it is released."""
     log = Buffer(writer)
     database.hold()
     log.append()
     await database.until_tried()
+    return log
+
+
+async def test_backlog_over_the_limit_leaves_no_capacity_until_it_is_stored(
+    start_writer: StartWriter, database: SlowDatabase
+) -> None:
+    writer = start_writer(limits=WriterLimits(backlog_bytes=10_000))
+    log = await held_log(writer, database)
     log.append(size=9_000)
     assert has_capacity(writer)
     log.append(size=2_000)
@@ -242,10 +248,7 @@ async def test_large_entry_leaves_no_capacity_until_it_is_stored(
     start_writer: StartWriter, database: SlowDatabase
 ) -> None:
     writer = start_writer(limits=WriterLimits(large_bytes=1000))
-    log = Buffer(writer)
-    database.hold()
-    log.append()
-    await database.until_tried()
+    log = await held_log(writer, database)
     log.append(size=2000)
     assert not has_capacity(writer)
     database.release()
