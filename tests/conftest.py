@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import gc
 import os
 import re
 import secrets
@@ -34,6 +35,15 @@ from .support.raw_socket import RawSocket, open_raw_socket
 
 # acpx and the agents start hundreds of times, so Node stores their compiled code.
 os.environ.setdefault("NODE_COMPILE_CACHE", str(COMPILED))
+
+gc.disable()  # until the tests are collected: what that makes is no garbage
+
+
+def pytest_collection_finish() -> None:
+    """Exclude what exists now from the garbage collections during the tests."""
+    gc.freeze()
+    gc.enable()
+
 
 SECRET = re.compile(rf"{ADMIN}|(cf|cft|cfs|ff)_[A-Za-z0-9_-]{{40}}")
 """A token, a ticket or a file token. No log may contain one."""

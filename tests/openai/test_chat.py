@@ -4,15 +4,16 @@ from __future__ import annotations
 
 import base64
 from collections.abc import AsyncIterator
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-import openai
 import pytest
-from openai import AsyncOpenAI
 
 from ..conftest import Serve
 from ..support.client import Client
 from ..support.harness import LocalServer, eventually, script
+
+if TYPE_CHECKING:
+    from openai import AsyncOpenAI
 
 PIXEL = base64.b64encode(b"\x89PNG").decode()
 
@@ -20,7 +21,9 @@ PIXEL = base64.b64encode(b"\x89PNG").decode()
 @pytest.fixture
 async def chat(client: Client) -> AsyncIterator[AsyncOpenAI]:
     """The official client, with the app's token as its key."""
-    async with AsyncOpenAI(
+    import openai  # takes a second, also in the workers that run other tests
+
+    async with openai.AsyncOpenAI(
         api_key=client.token, base_url=f"{client.url}/v1", max_retries=0
     ) as opened:
         yield opened
@@ -135,6 +138,8 @@ async def test_session_is_continued_with_the_last_message(
 async def test_failures_have_the_shape_of_the_api(
     server: LocalServer, chat: AsyncOpenAI, client: Client
 ) -> None:
+    import openai
+
     with pytest.raises(openai.NotFoundError) as missing:
         await answer(chat, user("x"), model="no such agent")
     assert missing.value.code == "model_not_found"
@@ -153,7 +158,7 @@ async def test_failures_have_the_shape_of_the_api(
     with pytest.raises(openai.InternalServerError) as failed:
         await answer(chat, user(script({"error": {"code": -32603, "message": "broken"}})))
     assert failed.value.code == "agent_failed"
-    stranger = AsyncOpenAI(api_key="cf_unknown", base_url=f"{client.url}/v1", max_retries=0)
+    stranger = openai.AsyncOpenAI(api_key="cf_unknown", base_url=f"{client.url}/v1", max_retries=0)
     async with stranger:
         with pytest.raises(openai.AuthenticationError):
             await answer(stranger, user("x"))
@@ -164,6 +169,8 @@ async def test_failures_have_the_shape_of_the_api(
 async def test_calls_that_the_server_does_not_have_fail_in_the_shape_of_the_api(
     chat: AsyncOpenAI, client: Client
 ) -> None:
+    import openai
+
     with pytest.raises(openai.NotFoundError) as missing:
         await chat.embeddings.create(model="mock", input="hello")
     assert (missing.value.code, missing.value.type) == ("not_found", "invalid_request_error")
@@ -173,6 +180,8 @@ async def test_calls_that_the_server_does_not_have_fail_in_the_shape_of_the_api(
 
 
 async def test_failure_of_a_stream_is_raised_by_the_client(chat: AsyncOpenAI) -> None:
+    import openai
+
     prompt = script({"say": "one"}, {"error": {"code": -32603, "message": "broken"}})
     stream = await answer(chat, user(prompt), stream=True)
     with pytest.raises(openai.APIError, match="broken"):
@@ -195,9 +204,11 @@ async def test_client_that_leaves_closes_a_stateless_session(
 async def test_client_that_leaves_before_the_answer_closes_a_stateless_session(
     serve: Serve,
 ) -> None:
+    import openai
+
     server = await serve()
     client = await server.client()
-    async with AsyncOpenAI(
+    async with openai.AsyncOpenAI(
         api_key=client.token,
         base_url=f"{client.url}/v1",
         max_retries=0,
