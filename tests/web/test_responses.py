@@ -1,4 +1,4 @@
-"""What holds for the requests and responses of any path: bodies, headers, refusals."""
+"""Requests and responses of any path: bodies, headers, refusals."""
 
 from __future__ import annotations
 
