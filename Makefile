@@ -71,7 +71,7 @@ cluster: setup $(DEV_STAMP) ## Try three nodes: Debian's PostgreSQL in a folder,
 setup: $(CLIENT_STAMP) $(ACPX_BUNDLE) $(PAGE) ## Install missing packages without starting the server
 
 .PHONY: test
-test: $(DEV_STAMP) $(ACPX_BUNDLE) $(PAGE) compiled-tests lint ## Run all checks and tests (ARGS="-k socket" goes to pytest)
+test: $(DEV_STAMP) $(ACPX_BUNDLE) $(PAGE) .compiled-tests lint ## Run all checks and tests (ARGS="-k socket" goes to pytest)
 	@set -- tests/js/*.test.mjs; test -e "$$1" || exit 0; \
 		echo 'node --test'; $(alone) exec $(NODE) --test "$$@"
 	@echo 'pytest'
@@ -79,8 +79,7 @@ test: $(DEV_STAMP) $(ACPX_BUNDLE) $(PAGE) compiled-tests lint ## Run all checks 
 
 # pytest compiles the tests at their first import, for which each worker would take ten seconds. This
 # does it once, beside the checks of `lint`; a failure is shown by the tests themselves.
-.PHONY: compiled-tests
-compiled-tests: $(DEV_STAMP)
+.compiled-tests: $(DEV_STAMP) FORCE
 	@$(PYTEST) $(BIN)/python -m pytest -qq -n 0 -p no:cacheprovider --collect-only >/dev/null 2>&1 &
 
 .PHONY: docs
