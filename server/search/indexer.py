@@ -21,6 +21,8 @@ SEARCH_WAIT_SECS = 10
 """The longest time that a search waits for the searches of other apps."""
 MAX_ENTRY_BYTES = 1 << 20
 """A larger entry is not searched: to read its text would take several times its size."""
+MAX_INLINE_BYTES = 16 << 10
+"""A longer page is read in a thread. Most turns are shorter."""
 REST_FACTOR = 4
 """After each page the indexer rests for this many times as long as the page took."""
 
@@ -138,7 +140,10 @@ class Indexer:
                 for line in one.body.split(b"\n")[max(0, position + 1 - one.first_seq) :]
             ]
             position = rows[-1].last_seq
-            documents = await asyncio.to_thread(reader.read, lines)
+            if sum(len(one.body) for one in rows) > MAX_INLINE_BYTES:
+                documents = await asyncio.to_thread(reader.read, lines)
+            else:
+                documents = reader.read(lines)
             await self._index.add(row.app_name, session, row.id, documents, seq=reader.complete_seq)
             await asyncio.sleep(REST_FACTOR * (time.monotonic() - began))
         if rest := reader.end():
