@@ -7,6 +7,7 @@ by its subscription (``subscription.py``).
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import Coroutine
 from typing import Any
 
@@ -23,6 +24,8 @@ from . import jsonrpc
 from .jsonrpc import JsonRpcError
 from .methods import AcpMethods
 from .params import UrlOptions
+from .relay import AcpRelays
+from .relayed_messages import RelayedClient
 from .requests import Requests
 from .subscriptions import Subscriptions
 
@@ -74,6 +77,16 @@ class AcpConnection(WebSocketConnection):
             options=options,
             only_session=only_session,
         )
+        self._upgrade_id = upgrade_id
+        self._only_session = only_session
+        if sessions.remote is not None:
+            self.methods.relays = AcpRelays(
+                sessions.remote.node,
+                client=self._as_relayed,
+                deliver=self._deliver,
+                next_id=self._subscriptions.next_id,
+                on_lost=self._on_lost_node,
+            )
 
     @property
     def lag(self) -> int:
@@ -85,6 +98,8 @@ class AcpConnection(WebSocketConnection):
     def on_close(self) -> None:
         self.methods.client.is_disconnected = True
         self._subscriptions.clear()
+        if self.methods.relays is not None:
+            self.methods.relays.close()
 
     def next_frames(self) -> Coroutine[Any, Any, list[bytes]]:
         return self._subscriptions.next_frames(self._outbox)
@@ -113,7 +128,29 @@ class AcpConnection(WebSocketConnection):
             case jsonrpc.Notification():
                 await self.methods.handle_notification(message)
             case jsonrpc.Response():
-                self.methods.handle_response(message)
+                if not await self.methods.relay_response(message):
+                    self.methods.handle_response(message)
+
+    # Sessions of other nodes
+
+    def _as_relayed(self) -> RelayedClient:
+        return RelayedClient(
+            app_name=self.app_name,
+            name=self.name,
+            upgrade_id=self._upgrade_id,
+            options=self.methods.client.options,
+            only_session=self._only_session,
+            initialize=self.methods.initialize_params,
+        )
+
+    async def _deliver(self, message: bytes) -> None:
+        self.send(message)
+        if (drained := self._outbox.drained) is not None:
+            await asyncio.wait({drained})
+
+    def _on_lost_node(self) -> None:
+        """Close the connection, as the node would do it that has ended."""
+        self.close(Disconnect(CloseCode.RESTARTING, "the node of a session has ended"))
 
     def _close_uninitialized(self) -> None:
         self.close(Disconnect(CloseCode.PROTOCOL_ERROR, "the first message must be initialize"))

@@ -135,6 +135,19 @@ def _unreadable_message(data: bytes) -> JsonRpcError:
     )
 
 
+def encode(message: Request | Notification) -> bytes:
+    """A message of a client, for another node."""
+    params = b"" if message.params is None else b',"params":%b' % dumps(message.params)
+    request_id = b'"id":%b,' % message.id if isinstance(message, Request) else b""
+    return b'{"jsonrpc":"2.0",%b"method":%b%b}' % (request_id, dumps(message.method), params)
+
+
+def encode_response(request_id: int, result: Any) -> bytes:
+    """The response of a client, for another node; an error if *result* is None."""
+    outcome = {"error": {}} if result is None else {"result": result}
+    return dumps({"jsonrpc": "2.0", "id": request_id, **outcome})
+
+
 def encode_result(request_id: bytes, value: Any) -> bytes:
     return encode_raw_result(request_id, dumps(value))
 

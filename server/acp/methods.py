@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import logging
 from collections.abc import Awaitable, Callable, Mapping
 from typing import Any
@@ -10,7 +11,8 @@ from .. import __version__
 from ..agents.logins import AgentLogins
 from ..auth.credential import Credential
 from ..auth.prompts import send_prompt
-from ..errors import Error, not_found, session_closed
+from ..cluster.membership import ElsewhereError
+from ..errors import Error, ErrorCode, not_found, session_closed
 from ..sessions.content import check_content
 from ..sessions.options import asking_options
 from ..sessions.registry import SessionRegistry
@@ -23,6 +25,7 @@ from .jsonrpc import JsonRpcError
 from .listing import decode_cursor, encode_cursor, session_item
 from .login_methods import LoginMethods
 from .params import NAMESPACE, UrlOptions, read_params
+from .relay import AcpRelays
 from .removal_methods import RemovalMethods
 from .requests import Requests
 from .scopes import SCOPE_OF_METHOD
@@ -50,6 +53,8 @@ class AcpMethods:
     Attributes:
         is_initialized: the client has called ``initialize``.
         client: what it has said about itself.
+        initialize_params: of its ``initialize``.
+        relays: reaches the sessions of other nodes; None without a cluster.
         page_size: sessions on one page of ``session/list``.
     """
 
@@ -67,6 +72,8 @@ class AcpMethods:
         options: UrlOptions,
         only_session: str | None,
     ) -> None:
+        self.relays: AcpRelays | None = None
+        self.initialize_params: Any = None
         self.is_initialized = False
         self.page_size = LIST_PAGE_SIZE
         self._sessions = sessions
@@ -112,7 +119,16 @@ class AcpMethods:
             message = f"no such method: {request.method[:200]}"
             raise JsonRpcError(jsonrpc.METHOD_NOT_FOUND, message)
         self._credential.require(SCOPE_OF_METHOD.get(request.method, "manage"))
-        await method(request)
+        if self.relays is None:
+            await method(request)
+            return
+        if request.method == "session/new" and (node := self.relays.better_node()) is not None:
+            await self.relays.forward(node, request)
+            return
+        try:
+            await method(request)
+        except ElsewhereError as elsewhere:
+            await self.relays.forward(elsewhere.owner, request)
 
     async def handle_notification(self, notification: jsonrpc.Notification) -> None:
         """Handle a cancellation; ignore any other notification, and invalid ones."""
@@ -123,8 +139,23 @@ class AcpMethods:
             elif notification.method == "$/cancel_request":
                 cancel = read_params(params.CancelRequestParams, notification.params)
                 self._requests.cancel(jsonrpc.key_of(cancel.request_id))
-        except (JsonRpcError, Error):
-            return  # a notification has no response
+                if self.relays is not None:
+                    await self.relays.forward_to_all(notification)
+        except ElsewhereError as elsewhere:
+            if self.relays is not None:
+                with contextlib.suppress(Error):
+                    await self.relays.forward(elsewhere.owner, notification)
+        except (JsonRpcError, Error) as error:
+            is_unknown = isinstance(error, Error) and error.code is ErrorCode.NOT_FOUND
+            if is_unknown and self.relays is not None:  # perhaps a subagent's session
+                with contextlib.suppress(Error):
+                    await self.relays.forward_to_all(notification)
+
+    async def relay_response(self, response: jsonrpc.Response) -> bool:
+        """Pass the client's response on to another node. False if its request is of this node."""
+        if self.relays is None or "approve" not in self._credential.scopes:
+            return False
+        return await self.relays.answer(response)
 
     def handle_response(self, response: jsonrpc.Response) -> None:
         """Handle the client's response to a request of an agent.
@@ -147,6 +178,7 @@ class AcpMethods:
             known = initialize.client_capabilities
             self.client.capabilities = params.further_capabilities(known)
         self.client.options = initialize.session_options.with_defaults(self.client.options)
+        self.initialize_params = request.params
         self._subscriptions.have_positions = initialize.session_options.positions
         self._subscriptions.updates = UpdateFilter(initialize.client_capabilities)
         self.client.session_options = options_in_meta(request.params)

@@ -76,7 +76,7 @@ class Subscriptions:
             session,
             cursor,
             on_response=self._on_response,
-            next_id=self._request_ids.__next__,
+            next_id=self.next_id,
             limit=limit,
             has_positions=self.have_positions,
             elicitation=elicitation,
@@ -111,8 +111,18 @@ class Subscriptions:
         for subscription in self:
             self.remove(subscription)
 
+    def next_id(self) -> int:
+        """An id for a request to the client."""
+        return next(self._request_ids)
+
     async def next_frames(self, outbox: Outbox) -> list[bytes]:
         """The WebSocket frames to write next: of the outbox, then of each session in turn."""
+        messages = await self.next_messages()
+        # The outbox comes first: the response to `session/new` precedes its session's updates.
+        return [*outbox.take(), *map(framing.text_frame, messages)]
+
+    async def next_messages(self) -> list[bytes]:
+        """The messages to write next, of each session in turn."""
         messages: list[bytes] = []
         size = 0
         for subscription in self:
@@ -134,5 +144,4 @@ class Subscriptions:
                 )
             if size >= WRITE_BYTES:
                 break
-        # The outbox comes first: the response to `session/new` precedes its session's updates.
-        return [*outbox.take(), *map(framing.text_frame, messages)]
+        return messages

@@ -12,6 +12,7 @@ from aiohttp import web
 
 from ..accounts.accounts import Accounts
 from ..accounts.elsewhere import Elsewhere
+from ..acp.relay_server import AcpRelayServer
 from ..agents.base import Backend
 from ..agents.host.backend import HostBackend
 from ..agents.process import supervise
@@ -109,6 +110,7 @@ class NodeParts:
         context.sessions.quotas.shared = context.files.shared = self._limits
         app[LINK] = NodeLink(node)
         CommandServer(node, self._sessions, tokens, context.files)
+        AcpRelayServer(node, self._sessions, tokens, context.logins)
 
         async def notify_nodes() -> None:
             await node.notify_all(TOKENS_CHANGED)

@@ -29,6 +29,8 @@ pytestmark = [pytest.mark.slow, pytest.mark.timeout(0)]
 SECS = float(os.environ.get("CLAWDFORGE_FAULTS_SECS", "0"))
 SEED = int(os.environ.get("CLAWDFORGE_FAULTS_SEED", "0")) or random.randrange(1, 1 << 30)
 SESSIONS = 6
+SETTINGS = {"DRAIN_SECS": "5", "AGENT_IDLE_SECS": "0.5", "SWEEP_INTERVAL_SECS": "0.5"}
+"""Idle sessions move between the nodes all the time."""
 FAILED = (aiohttp.ClientError, AssertionError, TimeoutError, OSError)
 
 
@@ -190,7 +192,7 @@ async def test_faults_of_a_cluster(chaos: Scenario, tmp_path: Path) -> None:
     dice = random.Random(SEED)
     history = History()
     with running_postgres(fsync="off") as postgres:
-        async with running_nodes(postgres, tmp_path, 3, DRAIN_SECS="5") as cluster:
+        async with running_nodes(postgres, tmp_path, 3, **SETTINGS) as cluster:
             ids = [await dice.choice(cluster.nodes).client.create() for _ in range(SESSIONS)]
             clients = [
                 asyncio.create_task(work(cluster, history, one, random.Random(SEED + number)))
