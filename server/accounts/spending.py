@@ -33,15 +33,15 @@ class Spending:
     def plus(self, other: Spending) -> Spending:
         """The sum of two spendings."""
         total = Spending()
-        for one in (self, other):
-            for day, (tokens, nanos) in one._days.items():
+        for spending in (self, other):
+            for day, (tokens, nanos) in spending._days.items():
                 total.add(day, tokens, nanos)
         return total
 
     def replaced(self, first: int, days: Mapping[int, tuple[int, int]]) -> Spending:
         """The spending with other values for the days from *first*."""
         changed = Spending()
-        changed._days = {day: one for day, one in self._days.items() if day < first} | dict(days)
+        changed._days = {day: sums for day, sums in self._days.items() if day < first} | dict(days)
         return changed
 
     def tokens_of(self, day: int) -> int:

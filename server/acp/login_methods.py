@@ -42,8 +42,8 @@ class LoginMethods:
         states = self._logins.states
         if not states.is_required(agent, self._app_name):
             return []
-        methods = [one for one in states.methods(agent) or [] if isinstance(one, dict)]
-        return [one for one in methods if one.get("type") != TERMINAL]
+        methods = [method for method in states.methods(agent) or [] if isinstance(method, dict)]
+        return [method for method in methods if method.get("type") != TERMINAL]
 
     async def _authenticate(self, request: jsonrpc.Request) -> None:
         """Check the agent's login. Only the operator changes it."""

@@ -135,7 +135,7 @@ class SessionSubscription:
         if not self._has_positions:
             return self.settings()
         waiting = (self.session.permissions.pending(), self.session.elicitations.pending())
-        pending = [one["request_id"] for requests in waiting for one in requests]
+        pending = [request["request_id"] for requests in waiting for request in requests]
         position = resumption.position(self.cursor, pending, self.unknown_prompts)
         return {**self.settings(), "_meta": {NAMESPACE: position}}
 

@@ -52,7 +52,10 @@ class Subscriptions:
     @property
     def lag(self) -> int:
         """The largest number of entries of one session that the client has not been sent yet."""
-        return max((one.session.log.head - one.cursor for one in self), default=0)
+        return max(
+            (subscription.session.log.head - subscription.cursor for subscription in self),
+            default=0,
+        )
 
     @property
     def have_more(self) -> bool:
@@ -92,7 +95,9 @@ class Subscriptions:
 
         The agent ignores it for a subagent whose work cannot be cancelled.
         """
-        owner = next((one for one in self if child in one.subagents.ids), None)
+        owner = next(
+            (subscription for subscription in self if child in subscription.subagents.ids), None
+        )
         if owner is None or owner.session.is_closed:
             return False
         owner.session.agent.backend_agent.cancel_subagent(child)

@@ -96,12 +96,12 @@ def _shortener(text_length: int, items: int) -> Callable[[Any], Any]:
                 return part
             return f"{part[:text_length]}… [{len(part) - text_length} more characters]"
         if isinstance(part, list):
-            return [shorten(one) for one in part[:items]]
+            return [shorten(item) for item in part[:items]]
         if not isinstance(part, dict):
             return part
         if part.get("type") in MEDIA and (size := len(dumps(part))) > text_length:
             # Truncated base64 would be useless.
             return {"type": "text", "text": f"[{part['type']} of {size} bytes left out]"}
-        return {key: shorten(one) for key, one in list(part.items())[:items]}
+        return {key: shorten(item) for key, item in list(part.items())[:items]}
 
     return shorten

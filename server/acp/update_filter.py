@@ -59,7 +59,11 @@ class UpdateFilter:
         """Return config options without those that the client does not understand."""
         if self._has_switches or not isinstance(options, list):
             return options
-        return [one for one in options if not (isinstance(one, dict) and one.get("type") == SWITCH)]
+        return [
+            option
+            for option in options
+            if not (isinstance(option, dict) and option.get("type") == SWITCH)
+        ]
 
     def apply(self, message: bytes) -> bytes | None:
         """Return an agent's message as the client receives it; None if it does not."""

@@ -82,9 +82,9 @@ def _ordered(wanted: WantedSettings, reported: AgentSettings) -> Iterator[tuple[
     if wanted.model is not None:
         yield "model", wanted.model
     options = [(setting_of(reported, key), value) for key, value in wanted.config_options.items()]
-    yield from (one for one in options if one[0] == "model")
-    yield from (one for one in options if one[0] not in ("model", "mode"))
-    yield from (one for one in options if one[0] == "mode")
+    yield from (option for option in options if option[0] == "model")
+    yield from (option for option in options if option[0] not in ("model", "mode"))
+    yield from (option for option in options if option[0] == "mode")
     if wanted.mode is not None:
         yield "mode", wanted.mode
 
@@ -222,7 +222,11 @@ def _offer_of(reported: AgentSettings, setting: str) -> dict[str, Any] | None:
 
 def _ids(offered: Any, name: str) -> list[str]:
     found = offered if isinstance(offered, list) else []
-    return [one[name] for one in found if isinstance(one, dict) and isinstance(one.get(name), str)]
+    return [
+        choice[name]
+        for choice in found
+        if isinstance(choice, dict) and isinstance(choice.get(name), str)
+    ]
 
 
 def _choices(option: Mapping[str, Any]) -> Iterator[dict[str, Any]]:
@@ -282,7 +286,7 @@ def _object_in(message: Mapping[str, Any], name: str) -> dict[str, Any] | None:
 def _objects_in(message: Mapping[str, Any], name: str) -> list[Any] | None:
     """A list of objects, without what an agent mixes into it; None if it is not a list."""
     value = message.get(name)
-    return [one for one in value if isinstance(one, dict)] if isinstance(value, list) else None
+    return [item for item in value if isinstance(item, dict)] if isinstance(value, list) else None
 
 
 def with_result(
@@ -376,6 +380,8 @@ def _with_value(options: Any, key: Any, value: Any) -> Any:
     if not isinstance(options, list):
         return options
     return [
-        {**one, "currentValue": value} if isinstance(one, dict) and one.get("id") == key else one
-        for one in options
+        {**option, "currentValue": value}
+        if isinstance(option, dict) and option.get("id") == key
+        else option
+        for option in options
     ]

@@ -55,7 +55,7 @@ def agent_infos(
         commands: the configured agents, which precede acpx's.
         path: the folders to search, as in ``PATH``.
     """
-    infos = [_info(one["name"], one["launch"], commands, path) for one in launches]
+    infos = [_info(agent["name"], agent["launch"], commands, path) for agent in launches]
     return sorted(infos, key=lambda info: info.name)
 
 

@@ -271,7 +271,7 @@ class _LoginProcess:
 def _method_ids(methods: Any) -> list[str]:
     if not isinstance(methods, list):
         return []
-    return [str(one["id"]) for one in methods if isinstance(one, dict) and "id" in one]
+    return [str(method["id"]) for method in methods if isinstance(method, dict) and "id" in method]
 
 
 def _unknown_method(agent: str, method_id: str, known: list[str]) -> Error:

@@ -72,7 +72,7 @@ class AgentParameters:
         if self.mcp_servers:
             supported = known.get("mcpCapabilities")
             kinds = supported if isinstance(supported, dict) else {}
-            fields["mcpServers"] = [_for_agent(one, kinds, agent) for one in self.mcp_servers]
+            fields["mcpServers"] = [_for_agent(server, kinds, agent) for server in self.mcp_servers]
         if self.additional_directories:
             session = known.get("sessionCapabilities")
             if not isinstance(session, dict) or session.get("additionalDirectories") is None:

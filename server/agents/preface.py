@@ -31,4 +31,4 @@ def is_command(reported: AgentSettings, blocks: Any) -> bool:
         return False
     name = text[1:].partition("\n")[0].partition(" ")[0]
     offered = reported.commands if isinstance(reported.commands, list) else []
-    return any(isinstance(one, dict) and one.get("name") == name for one in offered)
+    return any(isinstance(command, dict) and command.get("name") == name for command in offered)

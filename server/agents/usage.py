@@ -119,7 +119,7 @@ def cost_of(value: Any) -> Cost | msgspec.UnsetType:
     return Cost(amount, currency) if is_amount else msgspec.UNSET
 
 
-def _sum(one: Any, other: Any) -> Any:
-    if one is msgspec.UNSET:
+def _sum(count: Any, other: Any) -> Any:
+    if count is msgspec.UNSET:
         return other
-    return one if other is msgspec.UNSET else one + other
+    return count if other is msgspec.UNSET else count + other

@@ -208,7 +208,8 @@ class TokenRegistry:
 
     def credential_of(self, app_name: str) -> Credential | None:
         """The credential of an app's token."""
-        return next((one for one in self._by_hash.values() if one.app_name == app_name), None)
+        credentials = self._by_hash.values()
+        return next((known for known in credentials if known.app_name == app_name), None)
 
     def environ_of(self, app_name: str) -> Mapping[str, str]:
         """Return the variables that the agents and runs of an app get."""

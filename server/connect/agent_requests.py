@@ -95,8 +95,8 @@ class AgentRequests:
         """Note that the connection is lost. Returns cancellations for the editor."""
         for request in (*self._waiting.values(), *self._answered.values()):
             request.server_id = None
-        nameless = [one for one in self._waiting.values() if one.name is None]
-        return [self._withdraw(one) for one in nameless]
+        nameless = [request for request in self._waiting.values() if request.name is None]
+        return [self._withdraw(request) for request in nameless]
 
     def keep_only(self, session: str, pending: list[str]) -> list[bytes]:
         """Forget the requests of a session that have an outcome by now.
@@ -108,13 +108,14 @@ class AgentRequests:
             Cancellations for the editor.
         """
         over = [
-            one
-            for one in (*self._waiting.values(), *self._answered.values())
-            if one.session == session and (one.name is None or one.name[1] not in pending)
+            request
+            for request in (*self._waiting.values(), *self._answered.values())
+            if request.session == session
+            and (request.name is None or request.name[1] not in pending)
         ]
         for request in over:
             self._answered.pop(request.id, None)
-        return [self._withdraw(one) for one in over if one.id in self._waiting]
+        return [self._withdraw(request) for request in over if request.id in self._waiting]
 
     def _find(self, name: tuple[str, str]) -> AgentRequest | None:
         for request in (*self._waiting.values(), *self._answered.values()):

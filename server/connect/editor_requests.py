@@ -123,5 +123,5 @@ class EditorRequests:
 
     def opening(self, session: str) -> SentRequest | None:
         """The request that is opening a session, or None."""
-        found = [one for one in self if one.session == session and one.method in OPENING]
+        found = [sent for sent in self if sent.session == session and sent.method in OPENING]
         return found[-1] if found else None

@@ -104,7 +104,7 @@ class Reopening:
         elif code == rpc.NOT_FOUND_CODE:
             self._sessions.pop(session_id, None)
             prompts = self._sent.prompts_of(session_id).values()
-            return [rpc.with_id(message, one.id) for one in prompts if self._sent.take(one.id)]
+            return [rpc.with_id(message, sent.id) for sent in prompts if self._sent.take(sent.id)]
         else:
             self.has_failed = True
         return []

@@ -26,7 +26,7 @@ class AllowedDomains:
             ports = (int(port),) if port else DOMAIN_PORTS
             is_wild = name.startswith("*.")
             target = self._suffixes if is_wild else self._named
-            target.update((name.removeprefix("*"), one) for one in ports)
+            target.update((name.removeprefix("*"), port) for port in ports)
             if port and not is_wild:
                 self._private.add((name, int(port)))
 

@@ -111,11 +111,11 @@ def _first_count(found: Mapping[str, Any], *names: str) -> Any:
     return next((tokens_in(found, name) for name in names if name in found), tokens_in({}, ""))
 
 
-def _minus(one: Any, other: Any) -> Any:
-    both = isinstance(one, int) and isinstance(other, int)
-    return max(0, one - other) if both else one
+def _minus(count: Any, other: Any) -> Any:
+    both = isinstance(count, int) and isinstance(other, int)
+    return max(0, count - other) if both else count
 
 
-def _plus(one: Any, other: Any) -> Any:
-    both = isinstance(one, int) and isinstance(other, int)
-    return one + other if both else one
+def _plus(count: Any, other: Any) -> Any:
+    both = isinstance(count, int) and isinstance(other, int)
+    return count + other if both else count

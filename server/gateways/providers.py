@@ -164,13 +164,15 @@ GEMINI = Provider(
     off_if=("GOOGLE_GENAI_USE_VERTEXAI",),
 )
 
-PROVIDERS: Mapping[str, Provider] = {one.name: one for one in (ANTHROPIC, OPENAI, GEMINI)}
-KEY_VARIABLES = frozenset(key.name for one in PROVIDERS.values() for key in one.keys)
+PROVIDERS: Mapping[str, Provider] = {
+    provider.name: provider for provider in (ANTHROPIC, OPENAI, GEMINI)
+}
+KEY_VARIABLES = frozenset(key.name for provider in PROVIDERS.values() for key in provider.keys)
 
 
 def variables_of_all(providers: Iterable[Provider] = tuple(PROVIDERS.values())) -> frozenset[str]:
     """The variables of all *providers*."""
-    return frozenset().union(*(one.variables for one in providers))
+    return frozenset().union(*(provider.variables for provider in providers))
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
@@ -189,7 +191,7 @@ class Upstream:
 
     def secret_for(self, header: str) -> Secret:
         """The secret in place of the session's token in that header."""
-        return next((one for one in self.secrets if one.header == header), self.secrets[0])
+        return next((secret for secret in self.secrets if secret.header == header), self.secrets[0])
 
 
 def upstream_of(provider: Provider, environ: Mapping[str, str]) -> Upstream | None:

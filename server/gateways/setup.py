@@ -144,7 +144,7 @@ class Gateways:
             owner = runner.owner_of(key)
             if owner is not None:
                 return Holder(owner, is_working=True)
-            is_prewarmed = any(one.id == key for one in sessions.prewarmer.agents)
+            is_prewarmed = any(agent.id == key for agent in sessions.prewarmer.agents)
             return Holder("", is_working=False) if is_prewarmed else None
 
         def count(key: str, _: str, usage: Usage) -> None:

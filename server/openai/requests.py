@@ -73,16 +73,20 @@ def conversation_of(request: ChatRequest) -> ChatPrompt:
     Raises:
         Error: ``bad_request``.
     """
-    system = [_spoken_text(one) for one in request.messages if one.role in _SYSTEM_ROLES]
-    spoken = [one for one in request.messages if one.role not in _SYSTEM_ROLES]
+    system = [
+        _spoken_text(message) for message in request.messages if message.role in _SYSTEM_ROLES
+    ]
+    spoken = [message for message in request.messages if message.role not in _SYSTEM_ROLES]
     if not spoken:
         raise bad_request("messages: a message of the user is needed")
     blocks: list[dict[str, Any]] = []
     if len(spoken) > 1:
-        lines = [f"{_SPEAKERS[one.role]}: {_spoken_text(one)}" for one in spoken[:-1]]
+        lines = [f"{_SPEAKERS[message.role]}: {_spoken_text(message)}" for message in spoken[:-1]]
         text = "The conversation so far:\n\n" + "\n\n".join(lines)
         blocks.append({"type": "text", "text": f"{text}\n\nThe last message:\n\n"})
-        blocks += [block for one in spoken[:-1] for block in _blocks(one) if _is_file(block)]
+        blocks += [
+            block for message in spoken[:-1] for block in _blocks(message) if _is_file(block)
+        ]
     blocks += _blocks(spoken[-1])
     return ChatPrompt("\n\n".join(filter(None, system)) or None, check_content(blocks))
 

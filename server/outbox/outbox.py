@@ -177,4 +177,6 @@ def _contact_address(settings: Settings) -> str | None:
     """The operator's address for push services: the setting, or the address of the page."""
     if settings.push_contact is not None:
         return settings.push_contact
-    return next((one for one in settings.allowed_origins if one.startswith("https://")), None)
+    return next(
+        (origin for origin in settings.allowed_origins if origin.startswith("https://")), None
+    )

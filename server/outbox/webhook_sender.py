@@ -177,7 +177,11 @@ class WebhookSender:
         line = queue.line_of(session_id) if queue is not None else None
         if queue is None or line is None:
             return
-        found = [one for one in await self._queries.lines(app_name) if one.session_id == session_id]
+        found = [
+            stored
+            for stored in await self._queries.lines(app_name)
+            if stored.session_id == session_id
+        ]
         queue.resize(line, found[0].length if found else 0, found[0].size if found else 0)
 
     def stop(self) -> None:

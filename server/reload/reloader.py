@@ -172,8 +172,12 @@ class Reloader:
                 raise ReloadError("the server is stopping")
             # No await from here to the exec: what was packed must not change.
             passed = Passed()
-            parts = {one.name: part for one in frozen if (part := one.pack(passed)) is not None}
-            children = [pid for one in frozen for pid in one.children()]
+            parts = {
+                carrier.name: part
+                for carrier in frozen
+                if (part := carrier.pack(passed)) is not None
+            }
+            children = [pid for carrier in frozen for pid in carrier.children()]
             state = write_state(
                 parts,
                 passed,

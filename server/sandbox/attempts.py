@@ -44,7 +44,7 @@ def call(name: str, *arguments: Any) -> int:
     """
     function = getattr(C_FUNCTIONS, name)
     function.restype = ctypes.c_long if name in ("ptrace", "syscall") else ctypes.c_int
-    converted = [ctypes.c_long(one) if isinstance(one, int) else one for one in arguments]
+    converted = [ctypes.c_long(value) if isinstance(value, int) else value for value in arguments]
     result: int = function(*converted)
     if result == -1:
         raise OSError(ctypes.get_errno(), os.strerror(ctypes.get_errno()))
@@ -112,14 +112,14 @@ def read_operator_home(targets: Targets) -> None:
 
 @attempt
 def connect_control_socket(targets: Targets) -> None:
-    with socket.socket(socket.AF_UNIX) as one:
-        one.connect(targets["unix_socket"])
+    with socket.socket(socket.AF_UNIX) as client:
+        client.connect(targets["unix_socket"])
 
 
 @attempt
 def connect_abstract_socket(targets: Targets) -> None:
-    with socket.socket(socket.AF_UNIX) as one:
-        one.connect("\0" + targets["abstract_socket"])
+    with socket.socket(socket.AF_UNIX) as client:
+        client.connect("\0" + targets["abstract_socket"])
 
 
 @attempt
@@ -223,10 +223,10 @@ def connect_listed_abstract_socket(targets: Targets) -> None:
     wanted = tuple(targets.get("socket_names", [targets["abstract_socket"][:-1]]))
     for name in filter(lambda name: name.startswith(wanted), names):
         for kind in (socket.SOCK_STREAM, socket.SOCK_SEQPACKET, socket.SOCK_DGRAM):
-            with socket.socket(socket.AF_UNIX, kind) as one:
-                one.settimeout(1)
+            with socket.socket(socket.AF_UNIX, kind) as client:
+                client.settimeout(1)
                 try:
-                    return one.connect("\0" + name)
+                    return client.connect("\0" + name)
                 except OSError:
                     continue
     raise OSError("refused")

@@ -49,7 +49,7 @@ def _has_only_keys(content: Any) -> bool:
     """Whether every entry of opencode's ``auth.json`` is a key."""
     if not isinstance(content, dict):
         return False
-    return all(isinstance(one, dict) and one.get("type") == "api" for one in content.values())
+    return all(isinstance(entry, dict) and entry.get("type") == "api" for entry in content.values())
 
 
 LOGIN_FILES: Mapping[str, tuple[LoginFile, ...]] = {

@@ -25,8 +25,8 @@ def main() -> None:
     socket.send_fds(tunnel, [b"+"], [listener.fileno() for listener in listeners])
     if tunnel.recv(1) != b"+":
         sys.exit("the server refused the ports of its gateways: its log says why")
-    for one in (*listeners, tunnel):
-        one.close()
+    for sock in (*listeners, tunnel):
+        sock.close()
     if processes:
         resource.setrlimit(resource.RLIMIT_NPROC, (processes, processes))
     try:

@@ -127,8 +127,8 @@ def installed_programs(
     return [
         path
         for path in dict.fromkeys(found)
-        if not any(one.is_relative_to(path) for one in around)
-        and not any(Path(path).is_relative_to(one) for one in hidden)
+        if not any(folder.is_relative_to(path) for folder in around)
+        and not any(Path(path).is_relative_to(folder) for folder in hidden)
     ]
 
 
@@ -158,6 +158,6 @@ def outermost(paths: Iterable[str]) -> list[str]:
     """The *paths* without those that lie in another one of them."""
     found: list[str] = []
     for path in sorted(set(paths), key=lambda path: path.count("/")):
-        if not any(path == one or path.startswith(one.rstrip("/") + "/") for one in found):
+        if not any(path == other or path.startswith(other.rstrip("/") + "/") for other in found):
             found.append(path)
     return found

@@ -18,20 +18,20 @@ def program_paths(argv: Sequence[str], path: str | None) -> list[str]:
         path: the folders to search for the program, as in ``PATH``.
     """
     found: list[str] = []
-    named = [_find_program(argv[0], path), *(one for one in argv[1:] if one.startswith("/"))]
-    waiting = [one for one in named if one is not None and os.path.isfile(one)]
+    named = [_find_program(argv[0], path), *(file for file in argv[1:] if file.startswith("/"))]
+    waiting = [file for file in named if file is not None and os.path.isfile(file)]
     while waiting and len(found) < 100:
-        one = waiting.pop()
-        if one in found:
+        file = waiting.pop()
+        if file in found:
             continue
-        found.append(one)
-        if os.path.islink(one):
-            waiting.append(os.path.join(os.path.dirname(one), os.readlink(one)))
-        found.extend(packages_of(os.path.realpath(one)))
-        interpreter = _interpreter_of(one)
+        found.append(file)
+        if os.path.islink(file):
+            waiting.append(os.path.join(os.path.dirname(file), os.readlink(file)))
+        found.extend(packages_of(os.path.realpath(file)))
+        interpreter = _interpreter_of(file)
         if interpreter is not None and os.path.isfile(interpreter):
             waiting.append(interpreter)
-    return [os.path.normpath(one) for one in dict.fromkeys(found)]
+    return [os.path.normpath(file) for file in dict.fromkeys(found)]
 
 
 def without_private(paths: Iterable[str], private: Sequence[str]) -> list[str]:

@@ -96,7 +96,7 @@ def system_call(number: int, *arguments: Any) -> int:
     Raises:
         OSError: the call failed.
     """
-    converted = [ctypes.c_long(one) if isinstance(one, int) else one for one in arguments]
+    converted = [ctypes.c_long(value) if isinstance(value, int) else value for value in arguments]
     c_library.syscall.restype = ctypes.c_long
     result: int = c_library.syscall(ctypes.c_long(number), *converted)
     if result < 0:
@@ -111,7 +111,7 @@ def control(option: int, *arguments: Any) -> None:
         OSError: the call failed.
     """
     padded = [*arguments, *[0] * (4 - len(arguments))]
-    converted = [ctypes.c_ulong(one) if isinstance(one, int) else one for one in padded]
+    converted = [ctypes.c_ulong(value) if isinstance(value, int) else value for value in padded]
     if c_library.prctl(option, *converted) < 0:
         raise OSError(ctypes.get_errno(), os.strerror(ctypes.get_errno()))
 

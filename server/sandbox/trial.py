@@ -149,8 +149,8 @@ def _files(data: DataDir, home: Path) -> dict[str, str]:
 @contextlib.contextmanager
 def _shared_files() -> Iterator[dict[str, str]]:
     """Files in the folders that all users share."""
-    with tempfile.NamedTemporaryFile() as one, contextlib.ExitStack() as stack:
-        found = {"temporary_file": one.name}
+    with tempfile.NamedTemporaryFile() as file, contextlib.ExitStack() as stack:
+        found = {"temporary_file": file.name}
         if os.access("/dev/shm", os.W_OK):  # noqa: S108
             other = stack.enter_context(tempfile.NamedTemporaryFile(dir="/dev/shm"))
             found["shared_memory_file"] = other.name
@@ -163,10 +163,10 @@ def _sockets(data: DataDir) -> Iterator[dict[str, Any]]:
     with contextlib.ExitStack() as stack:
         for kind, suffix in ((socket.SOCK_STREAM, "s"), (socket.SOCK_DGRAM, "d")):
             for address in (f"\0{name}{suffix}", str(data.path / suffix)):
-                one = stack.enter_context(socket.socket(socket.AF_UNIX, kind))
-                one.bind(address)
+                sock = stack.enter_context(socket.socket(socket.AF_UNIX, kind))
+                sock.bind(address)
                 if kind == socket.SOCK_STREAM:
-                    one.listen()
+                    sock.listen()
         tcp = stack.enter_context(socket.create_server(("127.0.0.1", 0)))
         yield {
             "abstract_socket": f"{name}s",

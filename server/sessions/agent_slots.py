@@ -145,7 +145,7 @@ class AgentSlots:
             self._app_of(holder), self._count_by_app()
         ):
             return False
-        return not any(one.can_hibernate for one in self._holders)
+        return not any(holder.can_hibernate for holder in self._holders)
 
     def must_yield(self, holder: SlotHolder) -> bool:
         """Whether *holder*, between two turns, must give up its slot.

@@ -68,7 +68,7 @@ class DiskWatch:
             for session in tuple(self._sessions.cached.values())
             if session.agent.is_live or session.turns.disk_refusal is not None
         ]
-        self._due = {one.id: self._due.get(one.id, 0) for one in sessions}
+        self._due = {session.id: self._due.get(session.id, 0) for session in sessions}
         for session in sessions:
             if time.monotonic() >= self._due[session.id]:
                 began = time.monotonic()
@@ -78,9 +78,11 @@ class DiskWatch:
 
     async def _measure_apps(self) -> None:
         """End the agents of apps that exceed their own limit. Their prompts are refused."""
-        live = [one for one in tuple(self._sessions.cached.values()) if one.agent.is_live]
+        live = [
+            session for session in tuple(self._sessions.cached.values()) if session.agent.is_live
+        ]
         disk = self._sessions.app_disk
-        for app_name in {one.row.app_name for one in live}:
+        for app_name in {session.row.app_name for session in live}:
             if disk.limit_of(app_name) is None or not (error := await disk.refusal(app_name)):
                 continue
             about = {"app": app_name}

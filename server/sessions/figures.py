@@ -26,8 +26,8 @@ class SessionFigures:
 
     @property
     def running_turns(self) -> int:
-        return sum(one.state_name == "running" for one in self._sessions.in_memory())
+        return sum(session.state_name == "running" for session in self._sessions.in_memory())
 
     @property
     def queued_turns(self) -> int:
-        return sum(len(one.turns) for one in self._sessions.in_memory())
+        return sum(len(session.turns) for session in self._sessions.in_memory())

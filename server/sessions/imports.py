@@ -144,8 +144,8 @@ def _checked_event(line: bytes, value: dict[str, Any], number: int) -> bytes:
 
 def _is_subagent(value: Any) -> bool:
     return isinstance(value, dict) and all(
-        name in ("session_id", "tool_call_id") and isinstance(one, str)
-        for name, one in value.items()
+        name in ("session_id", "tool_call_id") and isinstance(part, str)
+        for name, part in value.items()
     )
 
 

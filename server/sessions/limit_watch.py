@@ -75,17 +75,23 @@ class LimitWatch:
         sandbox = self._sessions.backend.sandbox
         limits = sandbox.policy.limits
         cached = tuple(self._sessions.cached.values())
-        self._notices.forget_all_but(one.id for one in cached)
+        self._notices.forget_all_but(session.id for session in cached)
         # Also an agent that has ended since the last examination: its last output may be new.
-        watched = [(one, sandbox.of(one.row.app_name)) for one in cached if self._is_watched(one)]
-        watched = [(one, its) for one, its in watched if its.is_on]
-        self._live = {one.id for one in cached if one.agent.is_live}
-        self._sizes = {one.id: self._sizes[one.id] for one in cached if one.id in self._sizes}
+        watched = [
+            (session, sandbox.of(session.row.app_name))
+            for session in cached
+            if self._is_watched(session)
+        ]
+        watched = [(session, its) for session, its in watched if its.is_on]
+        self._live = {session.id for session in cached if session.agent.is_live}
+        self._sizes = {
+            session.id: self._sizes[session.id] for session in cached if session.id in self._sizes
+        }
         if not watched or not (limits.processes or limits.memory_bytes or limits.file_bytes):
             return
         at_least = 0 if limits.memory_bytes else NEAR * limits.processes
         use, total = await asyncio.to_thread(use_by_session, AGENT_VARIABLE, at_least)
-        words = await asyncio.to_thread(self._new_words, [one.id for one, _ in watched])
+        words = await asyncio.to_thread(self._new_words, [session.id for session, _ in watched])
         for session, its in watched:
             self._compare(session, its, use.get(session.id, ProcessUse()), total)
             for kind, text in limits_in_words(

@@ -54,7 +54,9 @@ class SessionListing:
         """Close the app's open sessions. Returns their number."""
         closed = 0
         while found := await self.sessions(app_name, include_closed=False):
-            results = await asyncio.gather(*(self._sessions.close(one, reason) for one in found))
+            results = await asyncio.gather(
+                *(self._sessions.close(session, reason) for session in found)
+            )
             closed += sum(results)
         return closed
 

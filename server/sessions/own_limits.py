@@ -52,7 +52,7 @@ class OwnLimits:
         limit = self._own_limit(app_name)
         if limit is None:
             return
-        used = {one for one in holders if self._app_of(one) == app_name and one.is_in_use}
+        used = {other for other in holders if self._app_of(other) == app_name and other.is_in_use}
         if len(used.union(waiting) - {holder}) >= limit:
             message = f"the app may run {limit} agents at once, and all of them are working"
             raise Error(ErrorCode.POOL_FULL, message, retry_after=AGENT_RETRY_SECS)

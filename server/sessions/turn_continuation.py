@@ -115,7 +115,7 @@ class TurnContinuation:
             turn = None
         return CarriedTurns(
             current=_pack_turn(turn, changes) if turn is not None else None,
-            waiting=[_pack_turn(one, changes) for one in waiting],
+            waiting=[_pack_turn(turn, changes) for turn in waiting],
             steered=self._steering.pack(),
         )
 
@@ -175,7 +175,7 @@ def _pack_turn(turn: Turn, changes: Sequence[SettingChange]) -> CarriedTurn:
         runs_since=turn.runs_since,
         is_sent=turn.is_sent,
         cancel_cause=turn.cancel_cause,
-        changes=[changes.index(one) for one in turn.changes if one in changes],
+        changes=[changes.index(change) for change in turn.changes if change in changes],
     )
 
 

@@ -66,7 +66,7 @@ class Workspaces:
     def found(self) -> list[str]:
         """The names of the folders of sessions. Blocking."""
         folder = self.path("")
-        return [one.name for one in folder.iterdir()] if folder.is_dir() else []
+        return [path.name for path in folder.iterdir()] if folder.is_dir() else []
 
     def remove_empty(self, names: Iterable[str], before: float) -> None:
         """Remove the folders that are empty and were made before a time. Blocking."""

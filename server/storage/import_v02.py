@@ -142,7 +142,7 @@ def _cidrs(row: Row) -> str:
         listed = json.loads(text) if text.lstrip().startswith("[") else text.split(",")
     except ValueError:
         raise SchemaError(f"the networks of a token cannot be read: {text!r}") from None
-    return json.dumps([str(one).strip() for one in listed if str(one).strip()])
+    return json.dumps([str(item).strip() for item in listed if str(item).strip()])
 
 
 def _run_row(row: Row, number: int) -> Statement:

@@ -270,7 +270,7 @@ class DatabaseWriter:
             awaited = self._committing_awaited = self._awaited
             self._awaited = []
             try:
-                group = [one for commit in awaited for one in commit.transaction]
+                group = [statement for commit in awaited for statement in commit.transaction]
                 await self._database.write([*retained, *group])
                 break
             except FencedError:

@@ -59,11 +59,11 @@ def check_conditions(request: web.Request, tag: str | None) -> bool:
         Error: ``precondition_failed``.
     """
     if (wanted := request.if_match) is not None and not any(
-        tag is not None and (one.value in (tag, "*") and not one.is_weak) for one in wanted
+        tag is not None and (etag.value in (tag, "*") and not etag.is_weak) for etag in wanted
     ):
         raise Error(ErrorCode.PRECONDITION_FAILED, "the file has changed")
     known = request.if_none_match
-    return known is not None and any(tag is not None and one.value in (tag, "*") for one in known)
+    return known is not None and any(tag is not None and etag.value in (tag, "*") for etag in known)
 
 
 class Download:

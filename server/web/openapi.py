@@ -198,7 +198,9 @@ def _responses(endpoint: Endpoint) -> dict[str, JsonObject]:
     for status in sorted({code.status for code in codes} | endpoint.failure_results.keys()):
         its_codes = [code for code in codes if code.status == status]
         structs = (endpoint.failure_results.get(status), endpoint.own_failure)
-        responses[str(status)] = _failure(status, its_codes, [one for one in structs if one])
+        responses[str(status)] = _failure(
+            status, its_codes, [struct for struct in structs if struct]
+        )
     return responses
 
 

@@ -119,7 +119,9 @@ def _allowed_values(message: str, struct: type[StructT]) -> str:
         return ""
     schema = msgspec.json.schema(struct, schema_hook=schema_of_custom)["$defs"][struct.__name__]
     field = schema["properties"].get(found[1], {})
-    values = [value for one in (field, *field.get("anyOf", ())) for value in one.get("enum", ())]
+    values = [
+        value for schema in (field, *field.get("anyOf", ())) for value in schema.get("enum", ())
+    ]
     return f": it may be {', '.join(map(str, values))}" if values else ""
 
 

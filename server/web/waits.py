@@ -65,7 +65,9 @@ def waiting_for(request: web.Request, turn: WaitedTurn) -> Iterator[None]:
         return
     version = f"HTTP/{request.version.major}.{request.version.minor}"
     lines = [f"{request.method} {request.raw_path} {version}".encode("utf-8", "surrogateescape")]
-    lines += [b"%b: %b" % one for one in request.raw_headers if one[0].lower() not in _REPLACED]
+    lines += [
+        b"%b: %b" % header for header in request.raw_headers if header[0].lower() not in _REPLACED
+    ]
     connection.is_busy, connection.wait = False, (b"\r\n".join(lines), turn)
     try:
         yield

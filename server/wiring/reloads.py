@@ -87,7 +87,10 @@ class ReloadableConnections:
             # Each time: when a request in progress has ended, the next one must not be read.
             for connection in self.listener.connections:
                 connection.stop_reading()
-            if not any(one.is_busy or one.is_starting for one in self.listener.connections):
+            if not any(
+                connection.is_busy or connection.is_starting
+                for connection in self.listener.connections
+            ):
                 return
             await asyncio.sleep(REQUESTS_POLL_SECS)
 
@@ -112,7 +115,11 @@ class ReloadableConnections:
 
 
 def _pack_idle(listener: Listener, passed: Passed) -> list[int]:
-    idle = (one.transport for one in listener.connections if one.is_between_requests)
+    idle = (
+        connection.transport
+        for connection in listener.connections
+        if connection.is_between_requests
+    )
     return [
         passed.add(transport.get_extra_info("socket").fileno())
         for transport in itertools.islice(idle, MAX_PASSED_CONNECTIONS)

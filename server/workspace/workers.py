@@ -193,7 +193,7 @@ class SnapshotWorkers:
         """Serve the apps in turn, those with the fewest workers first."""
         while self._running.total() < MAX_WORKERS:
             apps = self._queue.apps(lambda app_name: self._running[app_name])
-            app_name = next((one for one in apps if self._running[one] < MAX_WORKERS_PER_APP), None)
+            app_name = next((app for app in apps if self._running[app] < MAX_WORKERS_PER_APP), None)
             if app_name is None:
                 return
             waiter = self._queue.of(app_name)[0]

@@ -103,7 +103,7 @@ class SessionCursors:
     def lag(self) -> int:
         """The most entries of one session that are yet unsent."""
         cursors = self._cursors.values()
-        return max((one.session.log.head - one.position for one in cursors), default=0)
+        return max((cursor.session.log.head - cursor.position for cursor in cursors), default=0)
 
     def add(self, session: ViewedSession, position: int) -> None:
         """Follow *session* from a position; from there again if it is followed already."""

@@ -188,7 +188,9 @@ class Hub:
     def descriptors(self) -> list[int]:
         """The descriptors of the sockets of all connections."""
         return [
-            one for connection in self.connections if (one := connection.output.descriptor) >= 0
+            descriptor
+            for connection in self.connections
+            if (descriptor := connection.output.descriptor) >= 0
         ]
 
     async def heartbeat_loop(self) -> None:

@@ -237,7 +237,7 @@ class IncomingMessages:
             reservation.add_done_callback(self._on_granted)
 
     def _on_granted(self, reservation: Reservation) -> None:
-        if reservation.cancelled() or not all(one.done() for one in self._reservations):
+        if reservation.cancelled() or not all(other.done() for other in self._reservations):
             return
         self._started = self._last_data = time.monotonic()
         self._stop_waiting()

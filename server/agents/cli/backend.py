@@ -198,7 +198,9 @@ class CliBackend(NothingToRestore):
 
     async def _find_agent(self, name: str) -> Sequence[str]:
         """The command of an agent in acpx's own list."""
-        found = [one for one in (await self._catalog_for_client())["agents"] if one["name"] == name]
+        found = [
+            agent for agent in (await self._catalog_for_client())["agents"] if agent["name"] == name
+        ]
         return launched(name, found[0] if found else None).argv
 
     async def command(self, name: str) -> tuple[list[str], Mapping[str, str]]:
@@ -224,7 +226,7 @@ class CliBackend(NothingToRestore):
             launches = [{"name": only, "launch": None}]
         else:
             found = (await self._catalog_for_client())["agents"]
-            launches = [one for one in found if only in (None, one["name"])]
+            launches = [agent for agent in found if only in (None, agent["name"])]
         return await asyncio.to_thread(
             agent_infos, launches, self._commands, self._environ.get("PATH")
         )

@@ -33,5 +33,5 @@ def _cut(value: Any) -> Any:
     if isinstance(value, str):
         return value[:KEPT_CHARS]
     if isinstance(value, dict):
-        return {name: _cut(one) for name, one in value.items()}
-    return [_cut(one) for one in value] if isinstance(value, list) else value
+        return {name: _cut(part) for name, part in value.items()}
+    return [_cut(part) for part in value] if isinstance(value, list) else value

@@ -63,8 +63,8 @@ def reap() -> dict[int, int]:
     """Reap the ended children. Return pid to exit status, negative for a signal."""
     ended = {}
     with contextlib.suppress(ChildProcessError):
-        while (one := os.waitpid(-1, os.WNOHANG))[0] != 0:
-            ended[one[0]] = os.waitstatus_to_exitcode(one[1])
+        while (child := os.waitpid(-1, os.WNOHANG))[0] != 0:
+            ended[child[0]] = os.waitstatus_to_exitcode(child[1])
     return ended
 
 

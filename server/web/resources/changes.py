@@ -166,8 +166,8 @@ async def undo_changes(request: web.Request, session: Session, body: Undo) -> Un
 
     def is_busy() -> bool:
         """Whether a turn runs or waits in the folder, of this session or another."""
-        others = (one for one in sessions.cached.values() if one.row.cwd == session.row.cwd)
-        return session.is_busy or any(one.is_busy for one in others)
+        others = (other for other in sessions.cached.values() if other.row.cwd == session.row.cwd)
+        return session.is_busy or any(other.is_busy for other in others)
 
     index = session.turns.current.entry_index()
 

@@ -104,7 +104,7 @@ async def get_health(request: web.Request) -> Health:
     )
     if (engine := found.engine) is not None:
         health.node = engine.name
-        health.nodes = [NodeState(name=one.name, state=one.state) for one in engine.lease.nodes]
+        health.nodes = [NodeState(name=node.name, state=node.state) for node in engine.lease.nodes]
         health.engine = EngineState(**engine.describe())
     return health
 

@@ -265,7 +265,7 @@ class CompressedFiles:
             if known != version:
                 data = await asyncio.to_thread(self._compress, file)
             self._files[file] = version, data
-            while sum(len(one) for _, one in self._files.values()) > MAX_CACHE_BYTES:
+            while sum(len(data) for _, data in self._files.values()) > MAX_CACHE_BYTES:
                 del self._files[next(iter(self._files))]
             return data
 

@@ -133,7 +133,7 @@ async def _encoded_listing(listing: FolderListing) -> AsyncIterator[bytes]:
     yield b'{"ok":true,"entries":['
     for start in range(0, len(listing.entries), ENCODED_AT_ONCE):
         part = listing.entries[start : start + ENCODED_AT_ONCE]
-        yield (b"," if start else b"") + dumps([dataclasses.asdict(one) for one in part])[1:-1]
+        yield (b"," if start else b"") + dumps([dataclasses.asdict(entry) for entry in part])[1:-1]
         await asyncio.sleep(0)
     yield b'],"truncated":%b}' % (b"true" if listing.is_truncated else b"false")
 

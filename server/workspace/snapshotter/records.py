@@ -93,7 +93,7 @@ class Records:
 
     def before_turn(self, turn_index: int) -> bytes | None:
         """Return the tree at the start of a turn; None if it is unknown."""
-        found = [one for one in self.all if one.key <= (turn_index, 0)]
+        found = [record for record in self.all if record.key <= (turn_index, 0)]
         if found:
             last = found[-1]
             is_exact = last.key == (turn_index, 0) or last is not self.all[0] or not self._has_gap()
@@ -108,7 +108,10 @@ class Records:
         return None if self.all[0].kind == "missed" else self.all[0].tree
 
     def by_id(self, name: str) -> bytes | None:
-        return next((one.tree for one in self.all if one.id == name and one.kind != "missed"), None)
+        return next(
+            (record.tree for record in self.all if record.id == name and record.kind != "missed"),
+            None,
+        )
 
     def _began_empty(self) -> bool:
         return not self.all or self.all[0].kind in ("end", "undo")

@@ -77,7 +77,7 @@ class Repository:
         found = [self.folder / name for name in ("logs", "objects/info", "objects/pack")]
         for name in ("refs", "logs", "worktrees"):
             for folder, folders, files in os.walk(self.folder / name):
-                paths = [Path(folder, one) for one in (*folders, *files)]
+                paths = [Path(folder, name) for name in (*folders, *files)]
                 found += [path for path in paths if path.is_symlink()]
                 if len(found) > MAX_CHECKED_LINKS:
                     raise RepositoryError("workspace.git.repository: it has too many links")
@@ -115,7 +115,7 @@ class Repository:
         tree = own.output("rev-parse", "HEAD^{tree}").decode().strip()
         own.output("read-tree", tree)
         files = files_of(own, bytes.fromhex(tree))
-        kept = {one: file for one, file in files.items() if file.mode != UNSAVED}  # no submodules
+        kept = {path: file for path, file in files.items() if file.mode != UNSAVED}  # no submodules
         restoration = Restoration(folder, own, {}, kept)
         restoration.run()
         return restoration.failed
