@@ -22,7 +22,7 @@ const OWN_NAMES = new RegExp(
 		abandoned actions addressOf adminToken agentName asked attachments auditApp auditEvent awaySince beside
 		byIndex byKey callAdmin calls card caution cell checkWords choice choices chooseAgent closePane closeText
 		column complain composer conversation copying danger dirty draft draw drawn draws durationMs edits elapsed
-		endedAt expiresAt explored facts focusComposer folded following foot forget goBeside greeting heading
+		endedAt expiresAt explored facts focusComposer folded following foot forget goBeside greeting
 		headings hear inHistory inPage inWorktree isLast isNarrow jump jumpTo leftEnd loadAgents loadingShownAt
 		loadMore look lookAtChanges looking menuOf nextAt offered older onDevice opened openSession outbox pane
 		panels parts paths permissions picker pickers policies policyName preferences projectsShown readTo recent

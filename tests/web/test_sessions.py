@@ -156,7 +156,8 @@ async def test_agent_list_reports_installation(client: Client) -> None:
     assert agents["missing"]["install"]
     # The table in the docs has all of acpx's, with what installs them.
     page = (ROOT / "docs" / "howto" / "agents.md").read_text(encoding="utf-8")
-    told = dict(re.findall(r"^\| `([a-z-]+)` \| (.+?) \|", page, re.MULTILINE))
+    table = page.partition("| agent | installation |")[2].partition("\n\n")[0]
+    told = dict(re.findall(r"^\| `([a-z-]+)` \| (.+?) \|", table, re.MULTILINE))
     assert told.keys() - {"demo"} == agents.keys() - MOCKS.keys() - {"demo"}
     for name, install in told.items():
         if install.startswith("`npm") and not agents[name]["installed"]:
