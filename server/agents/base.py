@@ -321,8 +321,6 @@ class Backend(ReloadableBackend, Protocol):
     Attributes:
         versions: those of ``acpx`` and ``node``, once the backend is started.
         can_ask: requests for permission and for input come to the session; else acpx decides them.
-        can_restore: the wanted settings are applied before each prompt; otherwise a prompt fails if
-            the agent may be in others.
         timeouts: those of all agents; a change applies to running agents, too.
         unsupported_options: the fields of :class:`AgentParameters` that have no effect.
         environ_of: returns the variables of an app, for the next start of each of its agents.
@@ -330,7 +328,6 @@ class Backend(ReloadableBackend, Protocol):
     """
 
     can_ask: bool
-    can_restore: bool
     unsupported_options: frozenset[str]
     environ_of: EnvironOf
     timeouts: AgentTimeouts

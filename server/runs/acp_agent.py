@@ -57,7 +57,7 @@ async def run_acp_agent(
         request,
         WantedSettings(
             request.model,
-            traits.asking_mode if backend.can_restore else None,
+            traits.asking_mode,
             mode_is_optional=True,
             model_may_be_unlisted=traits.takes_any_model,
         ),

@@ -22,6 +22,7 @@ step. The server makes the plan (:meth:`server.sandbox.sandbox.Sandbox.plan`); i
                 ``file_bytes``; ``all_processes`` of the user; 0 for none
 ``tunnel``      ``{socket, secret, ports}``: see ``network.py``; null without a network of its own
 ``python``      the Python that runs ``network.py``
+``relay``       the command of a program that is run instead, and runs this one again
 
 Run as a program (``python -I -S restrict.py PLAN ARGV…``) it reads the plan from a file, removes
 all ``CLAWDFORGE_`` variables and becomes ARGV.
@@ -53,6 +54,7 @@ else:  # an isolated interpreter (-I) does not search the script's folder
 
     del sys.path[0]
 
+PR_SET_PDEATHSIG = 1
 PR_SET_SECCOMP = 22
 PR_CAPBSET_DROP = 24
 PR_SET_NO_NEW_PRIVS = 38
@@ -64,6 +66,8 @@ SYS_CREATE_RULESET, SYS_ADD_RULE, SYS_RESTRICT_SELF, SYS_OPENAT2 = 444, 445, 446
 SYS_CAPSET = {"x86_64": 126, "aarch64": 91}
 CAPABILITY_VERSION = 0x20080522
 RESOLVE_BENEATH, RESOLVE_NO_SYMLINKS = 0x08, 0x04
+RELAYED = "CLAWDFORGE_RELAYED"
+"""The variable by which the plan's ``relay`` runs this program."""
 FOLDER_FLAGS = os.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC
 
 # The rights of Landlock, by the version that knows them.
@@ -374,6 +378,8 @@ def _mask_of(path: str) -> list[str]:
 def main() -> None:
     with open(sys.argv[1], "rb") as file:
         plan = json.load(file)
+    if plan.get("relay") and RELAYED not in os.environ:
+        os.execv(plan["relay"][0], [*plan["relay"], *sys.argv[1:]])
     environ = {k: v for k, v in os.environ.items() if not k.startswith("CLAWDFORGE_")}
     argv = sys.argv[2:]
     try:

@@ -179,8 +179,6 @@ class SessionCreator:
     def _check_backend(self, request: SessionRequest) -> None:
         if request.permission == "ask" and not self._backend.can_ask:
             raise not_supported('permission: "ask" is not supported by the cli backend')
-        if (request.mode or request.config_options) and not self._backend.can_restore:
-            raise not_supported("mode, config_options: not supported by the cli backend")
 
     def reserve_agent(self, app_name: str, draft: SessionDraft, *, is_fork: bool) -> None:
         """Assign an id to the draft, and a prewarmed agent if one is ready that fits.

@@ -68,8 +68,7 @@ class SessionSettings:
         """
         traits, permission = agent_traits(self._core), self._core.row.permission
         model, stored = self._stored.resolve_options(self._core.row.model, self._agent.reported)
-        must_ask = permission != APPROVE_ALL and self._core.context.backend.can_restore
-        asking_mode = traits.asking_mode if must_ask else None
+        asking_mode = traits.asking_mode if permission != APPROVE_ALL else None
         return WantedSettings(
             model=model,
             mode=stored.mode or asking_mode,

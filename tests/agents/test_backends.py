@@ -257,8 +257,6 @@ async def test_acp_session_requests_no_permission_and_can_be_loaded(serve: Serve
     status, reply = await client.post("/sessions", {"agent": "mock", "permission": "ask"})
     assert (status, reply["code"]) == (400, "not_supported")
     assert reply["error"].startswith("permission")
-    status, reply = await client.post("/sessions", {"agent": "mock", "mode": "code"})
-    assert (status, reply["code"]) == (400, "not_supported")
 
 
 @pytest.mark.slow

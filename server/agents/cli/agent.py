@@ -8,11 +8,11 @@ from collections.abc import Mapping
 from typing import Any
 
 from ...codec import dumps, loads
-from ...errors import Error, bad_request, not_supported
+from ...errors import Error, ErrorCode, bad_request, not_supported
 from ...tasks import Tasks
 from ...validation import OptionValue
 from .. import acp_settings
-from ..agent_settings import NO_SETTINGS, AgentSettings
+from ..agent_settings import AgentSettings
 from ..base import (
     AGENT_GONE,
     GRACE_SECS,
@@ -32,9 +32,9 @@ from ..process.programs import Program
 from ..program_output import last_output
 from ..prompt_handle import PromptHandle, PromptState
 from ..steering import WithoutOwnRequests
-from ..subagents import subagent_of
-from .commands import ENDED, AcpxCommandError, AcpxCommands, error_in, read_end
+from .commands import ENDED, AcpxCommandError, error_in, read_end
 from .prompt import CliPrompt
+from .reports import CliReports
 from .session import CliSession, FindCommands
 from .transcript import Transcript
 
@@ -51,10 +51,11 @@ class CliAgent(WithoutOwnRequests):
         start_timeout: seconds for an agent to start and load its session.
         backpressure: the capacity of the log.
         max_message_bytes: the limit of one line; a longer one ends the agent.
-    """
 
-    is_outdated = False
-    """No process depends on what may change in a specification."""
+    Attributes:
+        reports: what acpx and the agent report during prompts.
+        has_started: a process has received a prompt.
+    """
 
     def __init__(
         self,
@@ -81,13 +82,15 @@ class CliAgent(WithoutOwnRequests):
             spec,
             reported,
             find_commands=find_commands,
+            wanted=lambda: self.observer.wanted,
             start_timeout=start_timeout,
+            setting_timeout=timeouts.setting,
             logins=logins,
         )
-        self._has_started = False
+        self.has_started = False
         self._prompt: CliPrompt | None = None
-        self._mode: str | None = None
-        """The mode in which the running process was put last."""
+        self.reports = CliReports(self, self._session)
+        self._changes = 0
 
     @property
     def state(self) -> AgentState:
@@ -97,15 +100,31 @@ class CliAgent(WithoutOwnRequests):
             return AgentState.STOPPED
         if session.is_ending:
             return AgentState.STOPPING
-        if session.is_in_use and not self._has_started:
+        if session.is_in_use and not self.has_started:
             return AgentState.STARTING
-        prompt = self._prompt
-        is_prompting = prompt is not None and prompt.state is PromptState.SENT
-        return AgentState.PROMPTING if is_prompting else AgentState.READY
+        return AgentState.PROMPTING if self._is_working else AgentState.READY
+
+    @property
+    def _is_working(self) -> bool:
+        return self._prompt is not None and self._prompt.state is PromptState.SENT
+
+    @property
+    def is_prompting(self) -> bool:
+        """Whether the agent has received the last prompt."""
+        return self._prompt is not None and self._prompt.is_sent
+
+    @property
+    def is_changing(self) -> bool:
+        """Whether acpx changes a setting for a client."""
+        return self._changes > 0
 
     @property
     def settings(self) -> AgentSettings:
         return self._session.settings
+
+    @property
+    def is_outdated(self) -> bool:
+        return self._session.is_outdated
 
     def rebind(self, spec: AgentSpec, observer: AgentObserver) -> None:
         self.spec, self.observer = spec, observer
@@ -132,14 +151,27 @@ class CliAgent(WithoutOwnRequests):
     answer_elicitation = answer_permission  # acpx cancels every question
 
     async def set_mode(self, mode: str) -> Mapping[str, Any]:
-        await self._control("set-mode", mode)
-        self._session.settings = acp_settings.with_mode(self._session.settings, mode)
-        # If no process is left, the one that acpx started for this command has ended, too.
-        self._mode = mode if self._session.is_running else None
+        option = acp_settings.option_of(self.settings, "mode")
+        if option is not None and not self.settings.modes:  # it offers its modes in this form only
+            return await self.set_config_option(option["id"], mode)
+        try:
+            await self._control("set-mode", mode)
+        except Error as error:
+            known = self.settings.modes or self.settings.config_options
+            if known or error.code is not ErrorCode.BAD_REQUEST:
+                raise
+            return await self.set_config_option("mode", mode)
+        self.reports.note_set(acp_settings.SET_MODE, {"modeId": mode}, {})
         return {}
 
     async def set_model(self, model: str) -> Mapping[str, Any]:
-        await self._control("set", "model", model)
+        result = await self._control("set", "model", model)
+        option = acp_settings.option_of(self.settings, "model")
+        if option is None:
+            self.reports.note_set(acp_settings.SET_MODEL, {"modelId": model}, {})
+        else:
+            params = {"configId": option["id"], "value": model}
+            self.reports.note_set(acp_settings.SET_OPTION, params, result)
         return {}
 
     async def set_config_option(self, key: str, value: OptionValue) -> Mapping[str, Any]:
@@ -147,10 +179,7 @@ class CliAgent(WithoutOwnRequests):
             raise not_supported("acpx's commands cannot set an option that is true or false")
         # acpx's result wraps the agent's.
         result = await self._control("set", key, value)
-        params = {"configId": key, "value": value}
-        self._session.settings = acp_settings.with_result(
-            self._session.settings, NO_SETTINGS, acp_settings.SET_OPTION, params, result
-        )
+        self.reports.note_set(acp_settings.SET_OPTION, {"configId": key, "value": value}, result)
         return {"configOptions": self._session.settings.config_options or []}
 
     async def kill(self) -> None:
@@ -163,8 +192,7 @@ class CliAgent(WithoutOwnRequests):
         """End all processes of the session, and kill those that are left after *grace* seconds."""
         if not await self._session.end(grace):
             return
-        self._has_started = False
-        self._mode = None
+        self.has_started = False
         if self._prompt is not None and self._prompt.is_sent:
             self._prompt.finish(agent_failed(AGENT_GONE))
         self.observer.agent_ended()
@@ -202,7 +230,6 @@ class CliAgent(WithoutOwnRequests):
         async with session.commands() as acpx:
             if prompt.done.done():
                 return True
-            self._check_mode(acpx)
             if session.is_fresh or self.observer.owes_preface:
                 own = loads(blocks)
                 text = preface_of(own, self.spec, session.settings, self.observer)
@@ -230,20 +257,6 @@ class CliAgent(WithoutOwnRequests):
         if transcript.refused and not session.is_fresh and not needs_login(transcript.refusal):
             return False
         raise session.start_error(error, transcript.refusal)
-
-    def _check_mode(self, acpx: AcpxCommands) -> None:
-        """Reject a prompt that the agent would carry out in another mode than the session's.
-
-        acpx does not restore the mode when it loads a session, and sends the prompt immediately.
-        """
-        wanted = self.observer.wanted
-        if wanted.mode is None or wanted.mode_is_optional:
-            return
-        if not acpx.running or self._mode != wanted.mode:
-            raise bad_request(
-                f"mode: the agent has ended, and cannot be put into {wanted.mode!r} again with"
-                " CLAWDFORGE_AGENT_BACKEND=cli: open a new session"
-            )
 
     def _fail_start(self, prompt: CliPrompt) -> None:
         """End an agent that has not received its prompt in time."""
@@ -278,45 +291,16 @@ class CliAgent(WithoutOwnRequests):
 
     async def _control(self, verb: str, *operands: str) -> dict[str, Any]:
         """Run a command that changes a setting, and return its result."""
-        async with self._session.commands() as acpx:
-            try:
-                async with asyncio.timeout(self._timeouts.setting):
+        self._changes += 1
+        try:
+            async with self._session.commands() as acpx, asyncio.timeout(self._timeouts.setting):
+                try:
                     return await acpx.run(verb, *self._session.name_option, "--", *operands)
-            except AcpxCommandError as error:
-                if needs_login(error.failure) or error.code in ENDED:
-                    raise
-                raise bad_request(f"the agent refused: {error}") from None
-            except TimeoutError:
-                raise agent_failed("the agent did not answer") from None
-
-    # The events of a prompt's transcript.
-
-    def prompt_sent(self, *, fresh: bool) -> None:
-        self._has_started = True
-        self.observer.prompt_sent("fresh" if fresh or self._session.is_fresh else "kept")
-        self._session.is_fresh = False
-
-    def notification_received(self, line: bytes, message: dict[str, Any]) -> None:
-        subagent = None
-        if message["method"] == "session/update":
-            subagent = subagent_of(message.get("params"), None)
-            self._session.updated(message.get("params"))
-            if (info := _info_of(line, message)) is not None:
-                self.observer.info_updated(info)
-        self.observer.notification_received(line, subagent)
-
-    def session_opened(self, result: dict[str, Any]) -> None:
-        self._session.opened(result)
-
-    def initialized(self, result: dict[str, Any]) -> None:
-        self._session.initialized(result)
-
-
-def _info_of(line: bytes, message: dict[str, Any]) -> dict[str, Any] | None:
-    """The ``session_info_update`` in a notification; None for others."""
-    if b'"session_info_update"' not in line:
-        return None
-    params = message.get("params")
-    update = params.get("update") if isinstance(params, dict) else None
-    is_info = isinstance(update, dict) and update.get("sessionUpdate") == "session_info_update"
-    return update if is_info else None
+                except AcpxCommandError as error:
+                    if needs_login(error.failure) or error.code in ENDED:
+                        raise
+                    raise bad_request(f"the agent refused: {error}") from None
+        except TimeoutError:
+            raise agent_failed("the agent did not answer") from None
+        finally:
+            self._changes -= 1

@@ -42,7 +42,7 @@ from ..catalog import AcpxError, agent_infos, check_versions, launched, resolved
 from ..login_states import LoginStates
 from ..output_limits import Backpressure, MessageLimits
 from ..reloading import NothingToRestore
-from ..traits import AgentTraits, traits_of
+from ..traits import AgentTraits, asking_environ, traits_of
 from .agent import CliAgent
 from .commands import Acpx, AcpxCommands, has_sockets, socket_folder
 
@@ -72,7 +72,6 @@ class CliBackend(NothingToRestore):
     unsupported_options = frozenset(
         {"additional_directories", "allowed_tools", "max_turns", "client_capabilities"}
     )
-    can_restore = False  # acpx sends the prompt as soon as it has loaded the session
     restarts = 0  # there is no host
 
     def __init__(
@@ -182,6 +181,12 @@ class CliBackend(NothingToRestore):
 
     async def _find_commands(self, spec: AgentSpec) -> AcpxCommands:
         command = self._commands.get(spec.agent)
+        own = {
+            **(command.env if command else {}),
+            **self.environ_of(spec.owner),
+            **spec.parameters.environ,
+        }
+        traits, environ = self.traits(spec.agent), {**self._environ, **own}
         return AcpxCommands(
             Acpx(self._node, self._script, self._environ, self._no_mcp),
             spec,
@@ -189,11 +194,7 @@ class CliBackend(NothingToRestore):
             self._homes / spec.key,
             self.sandbox,
             agent_argv=command.argv if command else await self._find_agent(spec.agent),
-            agent_environ={
-                **(command.env if command else {}),
-                **self.environ_of(spec.owner),
-                **spec.parameters.environ,
-            },
+            agent_environ={**own, **asking_environ(traits, spec.permission, environ)},
         )
 
     async def _find_agent(self, name: str) -> Sequence[str]:

@@ -26,6 +26,8 @@ from ..failures import details_of
 from ..process import process_tree
 from ..process.programs import Program, Programs
 from ..program_output import KEPT_BYTES, MIN_SECRET, last_output, redact, secrets_in, single_line
+from .relayed_settings import RelaySettings
+from .settings_relay import RELAY_COMMAND
 
 WITHOUT_PROJECT_CONFIG = (
     installation.NODE_PROGRAMS / "agents" / "cli" / "without_project_config.mjs"
@@ -88,6 +90,11 @@ class AcpxCommands:
         sandbox: restricts the agent, which acpx starts. acpx itself is not restricted.
         agent_argv: the agent's command.
         agent_environ: further variables of the agent.
+
+    Attributes:
+        settings: those in which the agent must be before it gets a prompt; None for any. They hold
+            for processes that were started with some.
+        agent_sandbox: the sandbox in which the next process of the agent starts.
     """
 
     def __init__(
@@ -106,6 +113,7 @@ class AcpxCommands:
         self._data_dir = data_dir
         self._home = home
         self._sandbox = sandbox
+        self.settings: RelaySettings | None = None
         self._plan = home / PLAN
         launcher = [sys.executable, "-I", "-S", str(RESTRICT), str(self._plan)]
         self._agent = shlex.join([*launcher, *agent_argv])
@@ -120,6 +128,10 @@ class AcpxCommands:
     def rebind(self, spec: AgentSpec) -> None:
         """Use *spec*, which may have another permission policy, for later commands."""
         self._spec = spec
+
+    @property
+    def agent_sandbox(self) -> Sandbox:
+        return self._sandbox.of(self._spec.owner)
 
     @property
     def running(self) -> bool:
@@ -179,7 +191,7 @@ class AcpxCommands:
 
     def _store_plan(self) -> None:
         """Store the plan for the launcher of the agent. acpx decides when to start it."""
-        sandbox = self._sandbox.of(self._spec.owner)
+        sandbox = self.agent_sandbox
         try:
             plan = sandbox.plan(self._spec, self._own_environ)
         except FolderError as error:
@@ -189,6 +201,8 @@ class AcpxCommands:
             home = self._acpx.environ.get("HOME")
             plan["environ"] = {**({"HOME": home} if home is not None else {}), **plan["environ"]}
             plan["unset"] = ["HOME"]
+        if self.settings is not None:
+            plan["relay"], plan["settings"] = RELAY_COMMAND, msgspec.to_builtins(self.settings)
         names, part = self._data_dir.split(self._home), f"{PLAN}.part"
         safe_files.remove(*names, part)
         with safe_files.new_file(*names, part) as file:

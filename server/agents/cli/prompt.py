@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 from ..process.programs import Program
 from ..prompt_handle import PromptHandle
+from .settings_relay import REPORT
 
 if TYPE_CHECKING:
     from .agent import CliAgent
@@ -23,6 +24,7 @@ class CliPrompt(PromptHandle):
         super().__init__(blocks, is_held=is_held)
         self.program: Program | None = None
         self._agent = agent
+        self._is_fresh = False
 
     def begin(self, program: Program) -> None:
         """Note that *program* sends the prompt; kill it if the prompt was withdrawn meanwhile."""
@@ -40,26 +42,39 @@ class CliPrompt(PromptHandle):
             self._agent.cancel_prompt()
 
     def prompt_sent(self, *, fresh: bool) -> None:
+        self._is_fresh = fresh
+        if not self._agent.reports.has_relay:
+            self._reached_agent()
+
+    def _reached_agent(self) -> None:
         if not self.done.done():
             if not self.is_sent:  # acpx may send it again
                 self.mark_sent()
-            self._agent.prompt_sent(fresh=fresh)
+            self._agent.reports.prompt_sent(fresh=self._is_fresh)
 
     def notification_received(self, line: bytes, message: dict[str, Any]) -> None:
-        if not self.is_withdrawn:
-            self._agent.notification_received(line, message)
+        is_report = message["method"] == REPORT
+        if is_report and self._agent.reports.settings_applied(message.get("params")):
+            self._reached_agent()
+        elif not self.is_withdrawn:
+            self._agent.reports.notification_received(line, message)
 
     def permission_decided(self, params: Any, outcome: Mapping[str, Any]) -> None:
         if not self.is_withdrawn:
             self._agent.observer.permission_decided(params, outcome)
 
     def session_opened(self, result: dict[str, Any]) -> None:
-        self._agent.session_opened(result)
+        self._agent.reports.session_opened(result)
 
     def initialized(self, result: dict[str, Any]) -> None:
-        self._agent.initialized(result)
+        self._agent.reports.initialized(result)
 
     def response_received(self, line: bytes, message: dict[str, Any]) -> None:
-        if not self.done.done():
+        if self.done.done():
+            return
+        refusal = self._agent.reports.refusal_of(message)
+        if refusal is None:
+            if not self.is_sent:
+                self._reached_agent()
             self._agent.observer.response_received(line, message)
-            self.finish()
+        self.finish(refusal)

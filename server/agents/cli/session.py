@@ -4,18 +4,21 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-from collections.abc import AsyncIterator, Awaitable, Callable
+import secrets
+from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
 from typing import Any
 
 import msgspec
 
 from ...errors import Error, bad_request
+from ...sandbox.sandbox import Sandbox
 from .. import acp_settings
 from ..agent_settings import NO_SETTINGS, AgentSettings
-from ..base import AgentSpec, agent_failed, agent_unavailable
+from ..base import AgentSpec, WantedSettings, agent_failed, agent_unavailable
 from ..failures import asks_for_login, error_text, login_required, needs_login
 from ..login_states import LoginStates
 from .commands import ENDED, AcpxCommandError, AcpxCommands
+from .relayed_settings import RelaySettings
 
 MAX_ARGUMENT_BYTES = 100 << 10
 
@@ -28,11 +31,14 @@ class CliSession:
     Args:
         find_commands: returns the session's acpx commands; raises :class:`Error` if its agent is
             not installed any more.
+        wanted: returns the settings that the agent must be in before it gets a prompt.
         start_timeout: seconds for acpx to make the session.
+        setting_timeout: seconds for the agent to change a setting.
         logins: what the agents report about logins.
 
     Attributes:
         settings: the settings that the agent reported last.
+        former: those that it had reported when it opened the session last.
         is_fresh: acpx has made the session, and the agent has not received a prompt since.
     """
 
@@ -42,10 +48,17 @@ class CliSession:
         reported: AgentSettings,
         *,
         find_commands: FindCommands,
+        wanted: Callable[[], WantedSettings],
         start_timeout: float,
+        setting_timeout: float,
         logins: LoginStates,
     ) -> None:
-        self.settings = reported
+        self.settings = self.former = reported
+        self.mark = secrets.token_hex(16)
+        self._wanted = wanted
+        self._setting_timeout = setting_timeout
+        self._started_in: Sandbox | None = None
+        self._is_plain = False
         self._logins = logins
         self.is_fresh = False
         self._spec = spec
@@ -103,7 +116,9 @@ class CliSession:
                     acpx = self._acpx = await self._find_commands(self._spec)
                 if end_count != self._end_count:
                     raise agent_failed("the agent was stopped")
+                acpx.settings = self._relay_settings()
                 await self._ensure(acpx)
+                self._note_start(acpx)
                 yield acpx
         except AcpxCommandError as error:
             raise self.start_error(error) from None
@@ -111,6 +126,34 @@ class CliSession:
             raise agent_unavailable(f"acpx cannot be started: {error.strerror}") from None
         finally:
             self._users -= 1
+
+    def _relay_settings(self) -> RelaySettings | None:
+        wanted = self._wanted()
+        if wanted.is_empty:
+            return None
+        return RelaySettings(wanted, self.settings.to_dict(), self.mark, self._setting_timeout)
+
+    def _note_start(self, acpx: AcpxCommands) -> None:
+        """Note how the next command starts the agent, unless a process runs already."""
+        if self._started_in is None:
+            self._started_in = acpx.agent_sandbox
+        self._is_plain = self._is_plain or acpx.settings is None
+
+    @property
+    def has_relay(self) -> bool:
+        """Whether each process of the agent was started with settings."""
+        return self._started_in is not None and not self._is_plain
+
+    @property
+    def is_outdated(self) -> bool:
+        """Whether the process is in another sandbox than its app's, or cannot be given settings."""
+        acpx = self._acpx
+        if acpx is None or not self.is_running:
+            return False
+        if self._started_in not in (None, acpx.agent_sandbox):
+            return True
+        steps = acp_settings.steps(self._wanted(), self.settings, self.former)
+        return self._is_plain and bool(steps)
 
     async def renew(self) -> None:
         """Replace the session, which the agent cannot load, by a new one of the same name."""
@@ -132,6 +175,7 @@ class CliSession:
             await self._acpx.end(grace)
             async with self._command:  # a command that had begun has failed by now
                 await self._acpx.end()
+                self._started_in, self._is_plain = None, False
                 self._acpx = None  # the next start may have other variables
         return True
 
@@ -159,12 +203,12 @@ class CliSession:
 
     def opened(self, result: dict[str, Any]) -> None:
         """Store the result of session/new, session/load or session/resume."""
+        if self.settings != NO_SETTINGS:
+            self.former = self.settings
         self.settings = acp_settings.with_session_result(self.settings, result)
 
-    def updated(self, params: Any) -> None:
-        """Store the settings that a ``session/update`` with these *params* reports."""
-        update = params.get("update") if isinstance(params, dict) else None
-        kind = update.get("sessionUpdate") if isinstance(update, dict) else None
+    def updated(self, kind: Any, update: Mapping[str, Any]) -> None:
+        """Store the settings that a ``session/update`` of that *kind* reports."""
         self.settings = acp_settings.with_update(self.settings, NO_SETTINGS, kind, update)
 
     async def _ensure(self, acpx: AcpxCommands) -> None:
@@ -190,8 +234,6 @@ class CliSession:
 
     def _options(self) -> list[str]:
         options: list[str] = []
-        if self._spec.model:
-            options.append(f"--model={self._spec.model}")
         if system := self._spec.system:
             flag = "--system-prompt"
             if not isinstance(system, str):

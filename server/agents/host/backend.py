@@ -77,7 +77,6 @@ class HostBackend(ReloadableHost):
     """
 
     can_ask = True
-    can_restore = True
     unsupported_options: frozenset[str] = frozenset()
 
     def __init__(
