@@ -17,7 +17,7 @@ MAX_LIFETIME_SECS = 10 * 366 * 86400
 Count = Annotated[int, msgspec.Meta(ge=0)]
 UnixSeconds = Annotated[int, msgspec.Meta(description="Unix seconds.")]
 UnixMillis = Annotated[int, msgspec.Meta(description="Unix milliseconds.")]
-TurnIndex = Annotated[int, msgspec.Meta(ge=1)]
+TurnIndex = Annotated[int, msgspec.Meta(ge=1, le=10**18)]
 Timeout = Annotated[
     float,
     msgspec.Meta(gt=0, le=86400, description="Seconds. The server's own limit applies as well."),

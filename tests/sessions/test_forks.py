@@ -154,7 +154,9 @@ async def test_turn_that_has_not_ended_is_not_forked(client: Client) -> None:
         body = {"turn_index": turn_index}
         failure(await client.post(f"/sessions/{session}/fork", body), 409, "conflict")
     failure(await client.post(f"/sessions/{session}/fork", {"turn_index": 4}), 404, "not_found")
-    failure(await client.post(f"/sessions/{session}/fork", {"turn_index": 0}), 400, "bad_request")
+    for index in (0, 2**63, 2**64 - 1):  # the database has no number above 2**63 - 1
+        refused = await client.post(f"/sessions/{session}/fork", {"turn_index": index})
+        failure(refused, 400, "bad_request")
     state = await client.state(await fork(client, session))
     assert state["forked_from"]["turn_index"] == 1
     await socket.send("cancel", turn_index=3)
