@@ -392,6 +392,6 @@ class _Server:
             sandbox=sessions.backend.sandbox,
             clock=self._clock,
         )
-        sessions.app_disk.uploads = files.bytes_of
+        sessions.app_disk.uploads, sessions.app_disk.recount = files.bytes_of, files.recount
         await files.start()
         return files

@@ -32,6 +32,10 @@ class Cluster(Protocol):
 
     number: int | None
 
+    @property
+    def agents_elsewhere(self) -> int:
+        """The number of agents on the other nodes."""
+
     async def claim(self, session_id: str) -> bool:
         """Become the owner of a session, unless it has one.
 
@@ -57,6 +61,7 @@ class Alone:
     """The only server on its database: it owns every session."""
 
     number: int | None = None
+    agents_elsewhere = 0
 
     async def claim(self, session_id: str) -> bool:
         """Do nothing: no other server has the session."""

@@ -39,6 +39,7 @@ class NodeInfo(NamedTuple):
         state: ``up``, ``draining`` or ``gone``.
         is_late: it has missed :data:`LATE_BEATS`, so nothing new is sent to it.
         free: its free slots for agents.
+        live: its agents.
     """
 
     number: int
@@ -46,6 +47,7 @@ class NodeInfo(NamedTuple):
     state: str
     is_late: bool
     free: int
+    live: int
 
 
 def out_of_reach() -> Error:
@@ -125,6 +127,11 @@ class ClusterNode:
         better = self._better_node()
         return self._number if better is None else better
 
+    @property
+    def agents_elsewhere(self) -> int:
+        """The number of agents on the other nodes."""
+        return sum(one.live for one in self.nodes.values() if one.number != self._number)
+
     def _others(self) -> list[NodeInfo]:
         return [
             one
@@ -144,7 +151,7 @@ class ClusterNode:
         """Read which nodes there are, and end the channels to nodes that have ended."""
         rows = await self.engine.fetch(
             "SELECT n, name, state, beat_at < clock_timestamp() - make_interval(secs => ?),"
-            " slots - live FROM nodes WHERE state <> 'gone'",
+            " slots - live, live FROM nodes WHERE state <> 'gone'",
             (LATE_BEATS * self.beat_secs,),
         )
         self.nodes = {row[0]: NodeInfo(*row) for row in rows}

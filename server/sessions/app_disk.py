@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import dataclasses
 import time
-from collections.abc import Callable
+from collections.abc import Awaitable, Callable
 from pathlib import Path
 
 from ..accounts.accounts import Accounts
@@ -32,11 +32,16 @@ class Measurement:
     took: float
 
 
+async def _count_nothing(app_name: str) -> None:
+    """Do nothing: this server knows of all uploads."""
+
+
 class AppDisk:
     """Measures the apps that have ``disk_bytes``. The others cost nothing.
 
     Attributes:
         uploads: returns the bytes of an app's uploads.
+        recount: counts them again, if other nodes of a cluster may have changed them.
     """
 
     def __init__(
@@ -47,6 +52,7 @@ class AppDisk:
         folders: SandboxFolders,
     ) -> None:
         self.uploads: Callable[[str], int] = lambda app_name: 0
+        self.recount: Callable[[str], Awaitable[None]] = _count_nothing
         self._data_dir = data_dir
         self._accounts = accounts
         self._queries = queries
@@ -107,6 +113,7 @@ class AppDisk:
 
     async def _measure(self, app_name: str) -> Measurement:
         began = time.monotonic()
+        await self.recount(app_name)
         sessions = await self._queries.session_sizes(app_name)
         size = await asyncio.to_thread(self._bytes_of, sessions)
         now = time.monotonic()

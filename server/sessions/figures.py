@@ -16,12 +16,16 @@ class SessionFigures:
         self._sessions = sessions
 
     def count_agents(self) -> Counter[str]:
-        """The number of agents in each state; a session without one counts as hibernated."""
+        """The number of agents in each state; a session without one counts as hibernated.
+
+        In a cluster these are the agents of this node, and the sessions without one on any node.
+        """
         sessions = self._sessions
         counts = sessions.slots.count_states()
         del counts["hibernated"]  # a hibernated holder is about to start its agent
         total = sessions.quotas.open_sessions + len(sessions.prewarmer)
-        counts["hibernated"] = total - counts.total()
+        agents = counts.total() + sessions.cluster.agents_elsewhere
+        counts["hibernated"] = max(0, total - agents)
         return counts
 
     @property

@@ -21,6 +21,7 @@ if TYPE_CHECKING:
 
 logger = logging.getLogger(__name__)
 
+COUNT_SECS = 2.0
 WAITING = "waiting"
 """The event that tells the other nodes of released sessions in which turns wait."""
 
@@ -52,6 +53,16 @@ class SessionOwnership:
                     await self._releaser.release_unused(idle)
             except (DatabaseError, Error) as error:
                 logger.warning("the cluster's tables cannot be read: %s", error)
+
+    async def count(self) -> None:
+        """Read the number of open sessions on all nodes again and again, forever."""
+        sessions = self._sessions
+        while True:
+            try:
+                sessions.quotas.set_open_sessions(await sessions.queries.open_counts())
+            except DatabaseError as error:
+                logger.debug("open sessions cannot be counted: %s", error)
+            await asyncio.sleep(COUNT_SECS)
 
     async def tend(self) -> list[str]:
         """Take over what is left of other nodes, once.

@@ -44,12 +44,12 @@ class SessionQuotas:
 
     @property
     def open_sessions(self) -> int:
-        """The number of open sessions."""
+        """The number of open sessions, in a cluster on all nodes."""
         return self._open.total()
 
-    def add_open_sessions(self, counts: Mapping[str, int]) -> None:
-        """Count the sessions that an earlier server left open, by app."""
-        self._open.update(counts)
+    def set_open_sessions(self, counts: Mapping[str, int]) -> None:
+        """Set the number of each app's open sessions, as the database has it."""
+        self._open = Counter(counts)
 
     async def reserve_session(self, app_name: str, place: str) -> None:
         """Count one more open session.
@@ -79,7 +79,8 @@ class SessionQuotas:
             of_app = limit == "app"
             message = "session limit reached for this app" if of_app else "session limit reached"
             raise Error(ErrorCode.POOL_FULL, message, retry_after=SESSION_RETRY_SECS)
-        self._open[app_name] += 1
+        if self.shared is None:
+            self._open[app_name] += 1
 
     async def free_place(self, place: str) -> None:
         """Free the place of a session, which is stored or was not opened."""
@@ -91,8 +92,9 @@ class SessionQuotas:
         return self._max_sessions_per_app if own is None else own
 
     def release_session(self, app_name: str) -> None:
-        """Stop counting an open session."""
-        decrement(self._open, app_name)
+        """Stop counting an open session. In a cluster, the database is asked again soon."""
+        if self.shared is None:
+            decrement(self._open, app_name)
 
     def check_prompt_rate(self, app_name: str) -> None:
         """Count a prompt of that app.

@@ -150,7 +150,7 @@ class SessionRegistry:
         if self.cluster.number is None:
             await self.writer.commit([move])
         self._hidden.update(row.id for row in await self.queries.removed_sessions())
-        self.quotas.add_open_sessions(await self.queries.open_counts())
+        self.quotas.set_open_sessions(await self.queries.open_counts())
         self._creator.last_number = await self.queries.last_session_number()
 
         async def folder_of(session_id: str) -> str | None:

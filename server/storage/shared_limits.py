@@ -81,6 +81,17 @@ class SharedLimits:
             (upload, app_name, self._number, size, max_bytes, max_count),
         )
 
+    async def uploads_of(self, app_name: str) -> tuple[int, int]:
+        """The bytes and the number of an app's uploads on all nodes, unfinished ones included."""
+        [(size, count)] = await self._fetch(
+            "SELECT coalesce(sum(size), 0)::bigint, count(*) FROM ("
+            " SELECT size FROM files WHERE app_name = ?1 UNION ALL"
+            " SELECT size FROM upload_places AS places WHERE app_name = ?1"
+            "  AND NOT EXISTS (SELECT 1 FROM files WHERE files.hash = places.hash)) AS uploads",
+            (app_name,),
+        )
+        return int(size), int(count)
+
     async def take_prompt(self, app_name: str, per_minute: int) -> bool:
         """Count a prompt of an app; False if it has sent too many of late."""
         [(has_taken,)] = await self._fetch(

@@ -117,7 +117,17 @@ class FileStore:
 
     def bytes_of(self, app_name: str) -> int:
         """The total size of an app's files."""
-        return self._bytes_of[app_name]
+        return max(0, self._bytes_of[app_name])
+
+    async def recount(self, app_name: str) -> None:
+        """Count the app's files of all nodes of a cluster.
+
+        Raises:
+            Error: ``internal``; the database is out of reach.
+        """
+        if self.shared is not None:
+            size, count = await self.shared.uploads_of(app_name)
+            self._bytes_of[app_name], self._count_of[app_name] = size, count
 
     async def save(self, app_name: str, name: str, chunks: AsyncIterator[bytes]) -> Upload:
         """Write an upload to disk. Its token is not valid until :meth:`register`.

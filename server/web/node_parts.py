@@ -136,6 +136,7 @@ class NodeParts:
             ("cluster-heads", self._follower.watch),
             ("cluster-lists", self._lists.run),
             ("cluster-sessions", self._ownership.run),
+            ("cluster-count", self._ownership.count),
             ("cluster-refresh", lambda: self._refresh(context)),
             ("cluster-left", lambda: self._take_up_left(context)),
         ):

@@ -13,6 +13,7 @@ from ..support.client import ADMIN, Client, Socket, failure
 from ..support.harness import eventually, script
 from ..support.postgres import Postgres
 from ..support.push_service import Browser
+from ..support.runs import upload
 from .nodes import Node, NodeCluster, running_nodes
 
 pytestmark = pytest.mark.slow
@@ -155,6 +156,40 @@ async def test_lists_contain_the_sessions_of_all_nodes(cluster: NodeCluster) -> 
         assert status == 200, reply
         assert [state["session_id"] for state in reply["sessions"]] == ids[::-1]
     assert [cluster.owner_of(one_id) for one_id in ids] == ["node-1", "node-2", "node-1"]
+
+
+async def test_open_sessions_are_those_of_all_nodes(cluster: NodeCluster) -> None:
+    one, two = cluster.nodes
+    ids = [await node.client.create() for node in (one, two, one)]
+    stored = "SELECT count(*) FROM sessions WHERE closed_at IS NULL AND removed_at IS NULL"
+
+    async def are_counted() -> bool:
+        expected = int(cluster.sql(stored))
+        found = [(await node.client.get("/healthz"))[1]["open_sessions"] for node in (one, two)]
+        return found == [expected, expected]
+
+    await eventually("the nodes to count them", are_counted)
+    assert (await two.client.delete(f"/sessions/{ids[0]}"))[0] == 200
+    assert (await one.client.delete(f"/sessions/{ids[1]}"))[0] == 200
+    await eventually("the nodes to count them again", are_counted)
+
+
+async def test_disk_limit_of_an_app_counts_the_uploads_of_all_nodes(cluster: NodeCluster) -> None:
+    one, two = cluster.nodes
+    token = f"/admin/tokens/{cluster.app}"
+    status, _ = await admin_of(one).call("PATCH", token, {"limits": {"disk_bytes": 100_000}})
+    assert status == 200
+    session_id = await two.client.create()
+    await upload(one.client, bytes(60_000))
+    assert (await two.client.turn(session_id, "hello"))[0] == 200
+    status, _ = await admin_of(one).call("PATCH", token, {"limits": {"disk_bytes": 50_000}})
+    assert status == 200
+
+    async def is_refused() -> bool:
+        return (await two.client.turn(session_id, "hello"))[0] == 413
+
+    # The limit reaches the other node within a second.
+    await eventually("the prompt to be refused", is_refused)
 
 
 async def test_token_and_revocation_reach_every_node(cluster: NodeCluster) -> None:

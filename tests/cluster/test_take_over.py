@@ -6,13 +6,15 @@ import asyncio
 from collections.abc import AsyncIterator
 from pathlib import Path
 
+import aiohttp
 import pytest
 
-from ..support.harness import eventually, script
+from ..sessions.test_usage import reporting
+from ..support.harness import ADMIN, Client, eventually, script
 from ..support.postgres import Postgres
 from ..support.push_service import push_service
 from ..support.receiver import webhook_receiver
-from .nodes import LEASE_SECS, NodeCluster, running_nodes
+from .nodes import LEASE_SECS, Node, NodeCluster, running_nodes
 
 pytestmark = pytest.mark.slow
 
@@ -98,6 +100,56 @@ async def test_push_messages_of_a_killed_node_are_sent_by_another_one(
         assert (await two.client.turn(session_id, "hello"))[0] == 200
         await eventually("the next message", lambda: len(browser.messages) == 4)
         assert [*turns, browser.messages[-1]["turn_index"]] == [1, 2, 3, 4]
+
+
+TURN_TOKENS = 150
+BUDGET_TOKENS = 30 * TURN_TOKENS
+
+
+async def test_budget_stays_exact_over_the_kill_of_a_node(cluster: NodeCluster) -> None:
+    one, two = cluster.nodes
+    admin = Client(one.server.url, ADMIN, cluster.http)
+    budget = {"budget": {"tokens_per_day": BUDGET_TOKENS}}
+    status, reply = await admin.call("PATCH", f"/admin/tokens/{cluster.app}", budget)
+    assert status == 200, reply
+    prompters = [(node, await node.client.create()) for node in (one, one, two, two)]
+    spent = "SELECT coalesce(sum(input_tokens + output_tokens), 0) FROM usage"
+
+    async def spend(node: Node, session_id: str) -> None:
+        """Send prompts until the budget is used up, whatever happens to the node."""
+        while True:
+            try:
+                status, reply = await node.client.turn(session_id, reporting(100))
+            except aiohttp.ClientError:
+                await asyncio.sleep(0.1)
+                continue
+            if reply.get("code") == "budget_exceeded":
+                return
+            assert status == 200 or reply["retryable"], reply
+
+    async with asyncio.timeout(120), asyncio.TaskGroup() as spending:
+        for node, session_id in prompters:
+            spending.create_task(spend(node, session_id))
+        await eventually(
+            "a third to be spent", lambda: int(cluster.sql(spent)) > BUDGET_TOKENS / 3, 60
+        )
+        await one.server.kill()
+        await one.start()
+    stored = int(cluster.sql(spent))
+    # Only the turns that ran at the same time may exceed it.
+    assert BUDGET_TOKENS <= stored <= BUDGET_TOKENS + (len(prompters) - 1) * TURN_TOKENS
+    ends = [
+        entry
+        for _, session_id in prompters
+        for entry in await two.client.events(session_id)
+        if entry["type"] == "turn_end" and "usage" in entry
+    ]
+    assert len(ends) * TURN_TOKENS == stored
+    for node in (one, two):
+        _, reply = await node.client.get("/usage")
+        assert reply["budget"]["tokens_per_day"]["used"] == stored
+        status, reply = await node.client.turn(prompters[0][1], "one more")
+        assert reply["code"] == "budget_exceeded"
 
 
 async def test_undo_of_a_killed_node_is_finished_by_the_next_owner(cluster: NodeCluster) -> None:
