@@ -5,7 +5,7 @@ import { record, records, string } from '../normalise.js'
 import { titleOfRequest } from './calltitle.js'
 import { deadline } from './deadline.js'
 import { toast } from './dialogs.js'
-import { filled, guard, h, icon, iconButton, say, setChildren, setText, template } from './dom.js'
+import { filled, guard, h, icon, iconButton, leadTo, say, setChildren, setText, template } from './dom.js'
 import { ago, compact, dotted, duration, money, plural } from './format.js'
 import { PanelPage } from './panel.js'
 
@@ -65,8 +65,7 @@ export class BoardPanel extends PanelPage {
 		const { el, link, time, note, open, stop } = template('tile')
 		el.dataset.state = status
 		el.ariaLabel = spell(title || 'Untitled')
-		link.href = `#session=${id}`
-		link.onclick = event => this.#open(event, id)
+		leadTo(link, id, () => this.app.go(id))
 		setText(link, title || 'Untitled')
 		setText(note, dotted([agent, project && nameOf(project), ...facts(state)]))
 		note.after(
@@ -84,12 +83,6 @@ export class BoardPanel extends PanelPage {
 		this.tiles.set(id, { el, shown, time, state, row })
 		if (tile?.el.contains(document.activeElement)) queueMicrotask(() => el.querySelector('button, a')?.focus())
 		return el
-	}
-
-	#open(event, id) {
-		if (event.ctrlKey || event.metaKey || event.shiftKey) return
-		event.preventDefault()
-		this.app.go(id)
 	}
 
 	#ask(id, { request_id: requestId, request, expires_at: expiresAt }) {

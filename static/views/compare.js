@@ -1,12 +1,15 @@
 // Sessions with the same prompt, compared by their results
+import { spell } from '../marks.js'
 import { record } from '../normalise.js'
 import { answerOf, promptParts } from '../transcript.js'
+import { counts } from './diff.js'
 import { filled, h, setChildren, setText } from './dom.js'
 import { compact, dotted, duration, money, plural } from './format.js'
 import { MarkdownView } from './markdown.js'
 import { PanelPage, pill } from './panel.js'
 
 const FILES = 30
+const LONG = 500 // characters
 
 export class ComparePanel extends PanelPage {
 	constructor(app) {
@@ -46,12 +49,16 @@ export class ComparePanel extends PanelPage {
 			el,
 			open,
 			answer: box,
+			unfold,
 			list
 		} = filled('compared', { title, facts, files: files.length ? plural(files.length, 'file') : '' })
 		el.dataset.state = state
 		el.ariaLabel = box.ariaLabel = title
 		open.before(...best.filter(Boolean).map(words => pill('ok', words)))
 		open.onclick = () => this.app.go(session.id)
+		if (state === 'waiting') setText(open, 'Answer')
+		unfold.hidden = answer.length < LONG
+		unfold.onclick = () => el.classList.add('whole')
 		box.append(answer ? new MarkdownView(answer).el : '')
 		list.append(...files.slice(0, FILES).map(fileRow))
 		this.cards.set(session.id, { el, shown })
@@ -59,14 +66,12 @@ export class ComparePanel extends PanelPage {
 	}
 }
 
-const fileRow = ({ path, additions, deletions }) =>
-	h(
-		'li',
-		{},
-		h('code.ellipsis', { text: path, title: path }),
-		additions != null &&
-			h('span.stat', {}, h('span.plus', { text: `+${additions}` }), h('span.minus', { text: `−${deletions}` }))
-	)
+function fileRow({ path, additions, deletions }) {
+	const view = filled('compared-file', { name: path })
+	view.name.title = spell(path)
+	if (additions != null) counts(view, additions, deletions)
+	return view.el
+}
 
 function resultOf(session) {
 	const { model, running, waiting, changed } = session

@@ -118,13 +118,9 @@ export class Composer extends View {
 	}
 
 	#buttons() {
-		const words = this.purpose ?? (this.running ? 'Send next: it waits until this turn ends' : 'Send')
+		const words = this.purpose ?? (this.running ? say('send_next') : 'Send')
 		this.go.disabled = this.empty || this.attachments.blocked
-		this.go.title = this.attachments.blocked
-			? 'Waiting for the attached files'
-			: TOUCH?.matches
-				? words
-				: `${words} (Enter)`
+		this.go.title = this.attachments.blocked ? say('waiting') : TOUCH?.matches ? words : `${words} (Enter)`
 		this.go.ariaLabel = words
 		this.stop.hidden = !this.running
 		this.go.hidden = this.running && this.empty

@@ -1,8 +1,21 @@
 import { spell } from '../marks.js'
 import { h, setText, template } from './dom.js'
 
+/** @returns {Promise<string>} what a dialog returns when it is closed; a click beside it may close it, too */
+export function showDialog(el, light = true) {
+	if (light) el.onclick = ({ target }) => target === el && el.close('')
+	document.body.append(el)
+	el.showModal()
+	return new Promise(resolve => {
+		el.onclose = () => {
+			el.remove()
+			resolve(el.returnValue)
+		}
+	})
+}
+
 /** @param {Props} options */
-export function ask({ title, text, input, action, danger }) {
+export async function ask({ title, text, input, action, danger }) {
 	const { el, heading, words, field, cancel, yes } = template('dialog')
 	el.ariaLabel = field.ariaLabel = spell(title)
 	setText(heading, title)
@@ -14,24 +27,15 @@ export function ask({ title, text, input, action, danger }) {
 	setText(yes, action)
 	yes.className = danger ? 'danger' : 'primary'
 	yes.autofocus = field.hidden
-	document.body.append(el)
-	el.showModal()
+	const closed = showDialog(el, false)
 	if (!field.hidden) field.select()
-	return new Promise(resolve => {
-		el.onclose = () => {
-			el.remove()
-			resolve(el.returnValue !== 'yes' ? null : field.hidden || field.value.trim())
-		}
-	})
+	return (await closed) === 'yes' ? field.hidden || field.value.trim() : null
 }
 
-// A dialog that a click beside it closes, too
+// A dialog that only tells something
 export function popUp(el, close) {
 	close.onclick = () => el.close()
-	el.addEventListener('click', event => event.target === el && el.close())
-	el.onclose = () => el.remove()
-	document.body.append(el)
-	el.showModal()
+	showDialog(el)
 }
 
 export function toast(text) {

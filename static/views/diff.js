@@ -80,20 +80,22 @@ export function diffView({ path = '', oldText, newText }, cwd) {
 	name.title = spell(path)
 	name.append(...exactNodes(pretty(cwd && path.startsWith(`${cwd}/`) ? path.slice(cwd.length + 1) : path, MAX_PATH)))
 	body.ariaLabel = spell(`Changes to ${path}`)
-	const draw = limit => {
-		const until = performance.now() + MARKED_TIME
-		body.replaceChildren(
-			h(
-				'div.diff-rows',
-				{},
-				shown.slice(0, limit).flatMap(row => rowView(row, until))
-			)
-		)
-		if (shown.length > limit) body.append(moreButton(shown.length - limit, () => draw(limit * 5)))
-	}
-	draw(MAX_ROWS)
+	drawRows(body, shown)
 	whenNear(body, () => paint(rows, path))
 	return el
+}
+
+/** @type {(body: HTMLElement, rows: Props[], comments?: Props, limit?: number) => void} */
+function drawRows(body, rows, comments, limit = MAX_ROWS) {
+	const until = performance.now() + MARKED_TIME
+	const views = rows.slice(0, limit).flatMap(row => rowView(row, until, comments))
+	const left = rows.length - limit
+	const more = () => drawRows(body, rows, comments, limit * 5)
+	body.replaceChildren(
+		h('div.diff-rows', {}, views),
+		left > 0 ? h('button.quiet.wide', { text: `Show ${plural(left, 'more line')}`, onclick: more }) : ''
+	)
+	moveByKeys(body)
 }
 
 /** @param {any} view */
@@ -107,20 +109,8 @@ export function counts({ stat, plus, minus }, added, removed) {
 // Of rows that a unified diff has
 export function rowsView(rows, path, comments) {
 	pairLines(rows)
-	const until = performance.now() + MARKED_TIME
 	const body = h('div.diff-body', { tabIndex: 0, role: 'group', label: 'Lines' })
-	const draw = limit => {
-		body.replaceChildren(
-			h(
-				'div.diff-rows',
-				{},
-				rows.slice(0, limit).flatMap(row => rowView(row, until, comments))
-			),
-			rows.length > limit ? moreButton(rows.length - limit, () => draw(limit * 5)) : ''
-		)
-		moveByKeys(body)
-	}
-	draw(MAX_ROWS)
+	drawRows(body, rows, comments)
 	whenNear(body, () => paint(rows, path))
 	return body
 }
@@ -179,8 +169,6 @@ export function overlay(marked, tokens) {
 		}
 	return parts
 }
-
-const moreButton = (count, onclick) => h('button.quiet.wide', { text: `Show ${plural(count, 'more line')}`, onclick })
 
 function pairLines(rows) {
 	for (let at = 0; at < rows.length; ) {

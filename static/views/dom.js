@@ -136,6 +136,23 @@ export function setChildren(parent, nodes) {
 	if (parent.contains(focused)) focused.focus({ preventScroll: true }) // moving an element removes the focus
 }
 
+// A link to a session; with a key it opens in another tab, as any link does
+export function leadTo(link, id, open) {
+	link.href = `#session=${id}`
+	link.onclick = event => {
+		if (event.ctrlKey || event.metaKey || event.shiftKey) return
+		event.preventDefault()
+		open()
+	}
+}
+
+// Of the options of a list, one is marked for the field that keeps the focus
+export function markOption(field, options, chosen) {
+	for (const one of options) one.ariaSelected = String(one === chosen)
+	field.setAttribute('aria-activedescendant', chosen?.id ?? '')
+	chosen?.scrollIntoView({ block: 'nearest' })
+}
+
 let ids = 0
 export const uid = () => `u${(ids += 1)}`
 

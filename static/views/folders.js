@@ -1,5 +1,6 @@
 // The chooser of a project: recent ones, and the folders in the workspace roots
 import { nameOf } from '../list.js'
+import { showDialog } from './dialogs.js'
 import { h, icon, say, setText, styles, template } from './dom.js'
 import { ago, plural } from './format.js'
 
@@ -61,9 +62,9 @@ export async function chooseFolder(app, { project, worktree, recent }) {
 			setText(
 				note,
 				!roots.length
-					? 'This server gives each session a new folder. To work in your projects, set CLAWDFORGE_WORKSPACE_ROOTS to the folders that may be used, and start it again.'
+					? say('this_server')
 					: found.truncated
-						? 'There are more folders than are shown.'
+						? say('there_are')
 						: list.childElementCount
 							? ''
 							: say('no')
@@ -75,19 +76,9 @@ export async function chooseFolder(app, { project, worktree, recent }) {
 		list.ariaBusy = 'false'
 	}
 
-	el.addEventListener('click', event => event.target === el && el.close(''))
-	document.body.append(el)
 	repositories = new Set(worktree && project ? [project] : [])
 	await show(project)
-	el.showModal()
-	return new Promise(resolve => {
-		el.onclose = () => {
-			el.remove()
-			const chosen = {
-				yes: { project: current, worktree: box.checked && repositories.has(current) },
-				none: { project: null, worktree: false }
-			}
-			resolve(chosen[el.returnValue] ?? null)
-		}
-	})
+	const answer = await showDialog(el)
+	if (answer === 'none') return { project: null, worktree: false }
+	return answer ? { project: current, worktree: box.checked && repositories.has(current) } : null
 }

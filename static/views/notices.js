@@ -14,11 +14,7 @@ export async function showNotices(app) {
 	onDevice.disabled = !canPush()
 	Object.assign(from, { value: choice().quiet?.from ?? '' })
 	Object.assign(to, { value: choice().quiet?.to ?? '' })
-	whyNot.textContent = !isSecureContext
-		? 'This needs HTTPS.'
-		: canPush()
-			? 'Allow and Reject stand in the notification. This device stays signed in for that until you turn it off.'
-			: say('this_browser')
+	whyNot.textContent = !isSecureContext ? 'This needs HTTPS.' : canPush() ? say('allow_and') : say('this_browser')
 
 	async function allowed() {
 		if ((await globalThis.Notification?.requestPermission()) === 'granted') return true

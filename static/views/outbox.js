@@ -1,5 +1,5 @@
 import { promptParts } from '../transcript.js'
-import { h, icon } from './dom.js'
+import { filled, h, icon, say } from './dom.js'
 import { promptBubble } from './messages.js'
 
 const button = (text, onclick) => h('button.quiet', { text, onclick })
@@ -43,22 +43,17 @@ export class OutboxView {
 		const { turn_index: turn, prompt } = one
 		const { on } = this
 		const text = promptParts(prompt).text || 'files'
-		const tool = (label, name, onclick) => h('button.icon-button', { label, title: label, onclick }, icon(name))
-		return h(
-			'li.strip',
-			{ 'data-state': 'queued' },
-			icon('clock'),
-			h('span.ellipsis.grow', { text, dir: 'auto' }),
-			button('Send now', () => on.sendNow(turn)),
-			above && tool('Move up', 'up', () => on.move(turn, above.turn_index)),
-			tool('Change it', 'pencil', () => on.change(one)),
-			tool('Take out', 'close', () => on.withdraw(turn))
-		)
+		const { el, sendNow, up, change, withdraw } = filled('queued', { words: text })
+		sendNow.onclick = () => on.sendNow(turn)
+		if (above) up.onclick = () => on.move(turn, above.turn_index)
+		else up.remove()
+		change.onclick = () => on.change(one)
+		withdraw.onclick = () => on.withdraw(turn)
+		return el
 	}
 
 	#sent(one, away, closed) {
-		if (one.state !== 'failed')
-			return this.#row('sending', one.prompt, away ? 'Will be sent when the connection is restored' : 'Sending…')
+		if (one.state !== 'failed') return this.#row('sending', one.prompt, away ? say('will_be') : 'Sending…')
 		const { edit, discard, resend } = this.on
 		return this.#row(
 			'failed',

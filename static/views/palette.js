@@ -1,6 +1,7 @@
 // Ctrl K: sessions, commands, settings, and everything that was said, from one field
 import { nameOf } from '../list.js'
-import { h, icon, say, setText, styles, template, uid } from './dom.js'
+import { showDialog } from './dialogs.js'
+import { h, icon, markOption, say, setText, styles, template, uid } from './dom.js'
 import { ago, dotted } from './format.js'
 
 const SEARCH_AFTER = 200 // ms after the last key
@@ -87,11 +88,7 @@ export async function openPalette(app, commands, typed) {
 
 	function mark(index) {
 		marked = Math.max(0, Math.min(options.length - 1, index))
-		for (const [at, one] of options.entries()) one.ariaSelected = String(at === marked)
-		const one = options[marked]
-		if (one) field.setAttribute('aria-activedescendant', one.id)
-		else field.removeAttribute('aria-activedescendant')
-		one?.scrollIntoView({ block: 'nearest' })
+		markOption(field, options, options[marked])
 	}
 
 	function choose(onselect) {
@@ -122,13 +119,7 @@ export async function openPalette(app, commands, typed) {
 		else return
 		event.preventDefault()
 	}
-	el.addEventListener('click', event => event.target === el && el.close())
-	el.onclose = () => {
-		clearTimeout(timer)
-		el.remove()
-	}
-	document.body.append(el)
-	el.showModal()
+	showDialog(el).then(() => clearTimeout(timer))
 	field.focus()
 	field.value = typed()
 	field.oninput()

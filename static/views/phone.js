@@ -3,19 +3,15 @@ import { encode } from 'uqr'
 import { popUp } from './dialogs.js'
 import { copyText, h, say, styles, template } from './dom.js'
 
-const SVG = 'http://www.w3.org/2000/svg'
-
 function qrCode(text) {
 	const { data, size } = encode(text, { border: 2 })
-	const svg = document.createElementNS(SVG, 'svg')
-	svg.setAttribute('viewBox', `0 0 ${size} ${size}`)
-	svg.setAttribute('class', 'qr')
-	svg.setAttribute('role', 'img')
-	svg.setAttribute('aria-label', say('qr_code'))
-	const path = document.createElementNS(SVG, 'path')
-	path.setAttribute('d', data.flatMap((row, y) => row.map((dark, x) => (dark ? `M${x} ${y}h1v1h-1z` : ''))).join(''))
-	svg.append(path)
-	return svg
+	const { el } = template('qr')
+	el.setAttribute('viewBox', `0 0 ${size} ${size}`)
+	el.firstChild.setAttribute(
+		'd',
+		data.flatMap((row, y) => row.map((dark, x) => (dark ? `M${x} ${y}h1v1h-1z` : ''))).join('')
+	)
+	return el
 }
 
 /** @param {{title: string, text: string, link: string, more?: any[]}} options */

@@ -1,4 +1,5 @@
 // The agents that get the same prompt, to be compared
+import { showDialog } from './dialogs.js'
 import { h, setText, styles, template } from './dom.js'
 
 /** @returns {Promise<string[] | null>} at least one */
@@ -18,12 +19,5 @@ export async function chooseAgents(names, chosen) {
 		setText(yes, length > 1 ? `Compare ${length}` : 'Ask one')
 	}
 	update()
-	document.body.append(el)
-	el.showModal()
-	return new Promise(resolve => {
-		el.onclose = () => {
-			el.remove()
-			resolve(el.returnValue === 'yes' ? picked() : null)
-		}
-	})
+	return (await showDialog(el, false)) === 'yes' ? picked() : null
 }

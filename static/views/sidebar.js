@@ -1,6 +1,6 @@
 import { nameOf } from '../list.js'
 import { spell } from '../marks.js'
-import { guard, h, say, setChildren, setText, template, uid, View, word } from './dom.js'
+import { guard, h, leadTo, say, setChildren, setText, template, uid, View, word } from './dom.js'
 import { ago, dotted } from './format.js'
 import { choice, menuButton } from './menu.js'
 
@@ -176,13 +176,8 @@ export class Sidebar extends View {
 
 	#newRow(id) {
 		const row = template('session-row')
-		row.link.href = `#session=${id}`
 		row.link.id = uid()
-		row.link.onclick = event => {
-			if (event.ctrlKey || event.metaKey || event.shiftKey) return
-			event.preventDefault()
-			this.#open(id)
-		}
+		leadTo(row.link, id, () => this.#open(id))
 		row.el.append(menuButton(row.more, () => this.on.entries(row.session)))
 		return row
 	}

@@ -1,4 +1,4 @@
-import { setText, template } from './dom.js'
+import { say, setText, template } from './dom.js'
 
 export function signInView(message = '', token = '', kept, signIn) {
 	const { el, form, input, keep, note, button } = template('signin')
@@ -11,7 +11,7 @@ export function signInView(message = '', token = '', kept, signIn) {
 		try {
 			await signIn(input.value.trim(), keep.checked)
 		} catch (error) {
-			setText(note, error.status === 401 ? 'The server does not know this token.' : error.message)
+			setText(note, error.status === 401 ? say('the_server') : error.message)
 			input.select()
 		}
 		button.disabled = false

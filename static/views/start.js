@@ -124,7 +124,8 @@ export class StartView extends View {
 			usable.length > 1 && entry(say('ask'), 'columns', () => this.#several(usable)),
 			entry('More agents…', 'spark', this.on.agents)
 		]
-		const picker = pickerButton('Agent', [agent ?? 'default', ...others].join(' + '), () => entries().filter(Boolean))
+		const more = others.length > 1 ? [others.length] : others
+		const picker = pickerButton('Agent', [agent ?? 'default', ...more].join(' + '), () => entries().filter(Boolean))
 		picker.firstChild.disabled = !this.agents.length
 		return picker
 	}

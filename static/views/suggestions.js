@@ -1,5 +1,5 @@
 // Suggestions at a text field: the agent's commands after a slash, and files after an @
-import { h, icon, uid } from './dom.js'
+import { h, icon, markOption, uid } from './dom.js'
 
 const SHOWN = 100
 
@@ -84,9 +84,7 @@ export class Suggestions {
 	#mark(index) {
 		const row = this.el.children[index]
 		this.marked = index
-		for (const one of this.el.children) one.ariaSelected = one === row
-		this.input.setAttribute('aria-activedescendant', row?.id ?? '')
-		row?.scrollIntoView({ block: 'nearest' })
+		markOption(this.input, this.el.children, row)
 	}
 
 	#choose(index) {

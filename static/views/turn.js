@@ -159,20 +159,10 @@ export class TurnView extends View {
 				icon(withdrawn ? 'pencil' : 'refresh'),
 				action
 			)
-		return [
-			h(
-				'div.ending',
-				{ 'data-reason': stopReason },
-				icon(word('mark', ending)),
-				h(
-					'div.grow',
-					{},
-					failure === null ? (word('error', error?.code) ?? words) : say('the_agent_3'),
-					[error?.message, failure].map(text => text && h('p', { dir: 'auto', text }))
-				),
-				again
-			)
-		]
+		const what = failure === null ? (word('error', error?.code) ?? words) : say('the_agent_3')
+		const details = [error?.message, failure].map(text => text && h('p', { dir: 'auto', text }))
+		const mark = icon(word('mark', ending))
+		return [h('div.ending', { 'data-reason': stopReason }, mark, h('div.grow', {}, what, details), again)]
 	}
 
 	#facts() {

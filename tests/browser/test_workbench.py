@@ -78,6 +78,38 @@ async def choose_and_compare(tab: Tab, client: Client, projects: Path) -> None:
 
 
 @pytest.mark.slow
+async def test_results_are_compared_on_a_phone(open_tab: OpenTab, client: Client) -> None:
+    tab = await open_tab(client, viewport=PHONE, has_touch=True, is_mobile=True)
+    page = tab.page
+    await tab.sign_in()
+    await tab.button("Agent: mock").tap()
+    await page.get_by_role("menuitem", name="Ask several and compare").tap()
+    await page.get_by_label("demo", exact=True).check()
+    await tab.button("Compare 2").tap()
+    await tab.say(script({"say": "Some words. " * 200}, {"permission": {"title": "Delete it"}}))
+    results = page.locator(".compared")
+    await expect(results).to_have_count(2)
+    waits = results.filter(has_text="waits for you")
+    await waits.get_by_role("button", name="Answer", exact=True).tap()
+    await tab.shown.get_by_role("button", name="Allow once").tap()
+    await tab.settled()
+    await tab.shown.get_by_role("button", name="Compare").tap()
+    await expect(results.locator(".md")).to_have_count(2)
+    # A long answer is cut, then shown whole; a finger scrolls nothing but the page.
+    long = results.filter(has_text="Some words.").filter(has_not_text="demo agent")
+    answer = long.locator(".compared-answer")
+    cut = "(one) => [one.scrollHeight > one.clientHeight, getComputedStyle(one).overflowY]"
+    assert await answer.evaluate(cut) == [True, "hidden"]
+    await tab.axe("compare on a phone")
+    await tab.picture("compare-phone")
+    await long.get_by_role("button", name="Show all").tap()
+    await expect(long.get_by_role("button", name="Show all")).to_be_hidden()
+    assert (await answer.evaluate(cut))[0] is False
+    overflow = "document.documentElement.scrollWidth - document.documentElement.clientWidth"
+    assert await page.evaluate(overflow) == 0
+
+
+@pytest.mark.slow
 async def test_board_answers_requests_and_menu_keeps_sessions(tab: Tab, client: Client) -> None:
     page = tab.page
     asks = await client.create(permission="ask", meta={"title": "Asks"})
