@@ -15,23 +15,21 @@ const STATIC = fileURLToPath(new URL('../../static/', import.meta.url));
 const MODULES = fileURLToPath(new URL('../../node_modules/', import.meta.url));
 const FOLDER = process.argv[2];
 const FRESH = `${FOLDER}.${process.pid}`;
-// Names of the page's own properties and of the parts of its templates, which neither the browser, a library,
-// the protocol nor the storage knows, and which no string names.
+// Names of the page's own properties, which neither the browser, a library, the protocol nor the storage knows,
+// and which no string and no part of a template has.
 const OWN_NAMES = new RegExp(
 	`^(${`
-		abandoned actions addressOf adminToken agentName asked attachments auditApp auditEvent awaySince beside
-		byIndex byKey callAdmin calls card caution cell checkWords choice choices chooseAgent closePane closeText
-		column complain composer conversation copying danger dirty draft draw drawn draws durationMs edits elapsed
-		endedAt expiresAt explored facts focusComposer folded following foot forget goBeside greeting
-		headings hear inHistory inPage inWorktree isLast isNarrow jump jumpTo leftEnd loadAgents loadingShownAt
-		loadMore look lookAtChanges looking menuOf nextAt offered older onDevice opened openSession outbox pane
-		panels parts paths permissions picker pickers policies policyName preferences projectsShown readTo recent
-		redo refusal refused reopen replacing requestId requeue retryAt review reviewWords rewritten saidShown
-		saveDraft saveOutbox savePreferences saveToken scroll scroller seededAt seen sendAnew sendNow sendWords
-		sent setAgents setPane setProjects setPurpose setRunning shell shown showSide showSidebar showWaiting sides
-		signOut sinceName skip stale startedAt startNew stash stat states stopReason subagents suggestions synced
-		terminal ticked tiles timer toEnd toggleNotify toolKind turn turnEntries turnIndex turns turnViews undoName
-		undoneWords unended unsent view views visiting visitWaiting whyNot wire withdraw withdrawing words
+		abandoned actions addressOf adminToken agentName attachments auditApp auditEvent awaySince beside byIndex
+		byKey callAdmin calls caution cell checkWords chooseAgent closePane closeText complain composer
+		conversation danger dirty draft draw drawn draws durationMs edits elapsed endedAt expiresAt explored
+		focusComposer folded following forget goBeside headings hear inHistory isLast isNarrow jumpTo leftEnd
+		loadAgents loadingShownAt loadMore look lookAtChanges looking menuOf nextAt opened openSession outbox
+		panels parts paths permissions pickers policies preferences projectsShown readTo recent refusal refused
+		reopen replacing requestId requeue retryAt rewritten saidShown saveDraft saveOutbox savePreferences
+		saveToken scroll seededAt seen sendAnew sent setAgents setPane setProjects setPurpose setRunning shell
+		shown showSide showSidebar showWaiting sides signOut stale startedAt startNew stash states stopReason
+		subagents suggestions synced terminal ticked tiles timer toEnd toggleNotify toolKind turn turnEntries
+		turnIndex turns turnViews unended unsent view views visiting visitWaiting wire withdrawing
 	`
 		.trim()
 		.replaceAll(/\s+/g, '|')})$`
@@ -115,7 +113,6 @@ try {
 		outdir: FRESH,
 		splitting: true,
 		mangleProps: OWN_NAMES,
-		mangleCache: {},
 		chunkNames: 'p-[hash]',
 		external: libraries.map(([name]) => name),
 		metafile: true
@@ -163,7 +160,6 @@ try {
 		.replaceAll(/(?<=")static\/[\w.-]+\.(?:css|js)(?=")/g, path =>
 			path.includes('-') && first.includes(path) ? path : `${path}?v=${version}`
 		)
-		.replaceAll(/(?<=data-part=")\w+/g, name => own.mangleCache[name] ?? name)
 		.replaceAll(/\n\t+/g, '\n');
 	writeFileSync(`${FRESH}/index.html`, page);
 	writeFileSync(

@@ -3,7 +3,7 @@ import { h, setText, template } from './dom.js'
 
 /** @returns {Promise<string>} what a dialog returns when it is closed; a click beside it may close it, too */
 export function showDialog(el, light = true) {
-	if (light) el.onclick = ({ target }) => target === el && el.close('')
+	if (light) el.addEventListener('click', ({ target }) => target === el && el.close(''))
 	document.body.append(el)
 	el.showModal()
 	return new Promise(resolve => {

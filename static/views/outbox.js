@@ -43,12 +43,12 @@ export class OutboxView {
 		const { turn_index: turn, prompt } = one
 		const { on } = this
 		const text = promptParts(prompt).text || 'files'
-		const { el, sendNow, up, change, withdraw } = filled('queued', { words: text })
-		sendNow.onclick = () => on.sendNow(turn)
+		const { el, now, up, change, take } = filled('queued', { words: text })
+		now.onclick = () => on.sendNow(turn)
 		if (above) up.onclick = () => on.move(turn, above.turn_index)
 		else up.remove()
 		change.onclick = () => on.change(one)
-		withdraw.onclick = () => on.withdraw(turn)
+		take.onclick = () => on.withdraw(turn)
 		return el
 	}
 
