@@ -94,6 +94,7 @@ slow: $(DEV_STAMP) $(ACPX_BUNDLE) $(PAGE) ## Run the longer tests and variants, 
 .PHONY: agents
 agents: $(DEV_STAMP) $(ACPX_BUNDLE) ## Try the real agents: their work, logins, and permission `ask`
 	@$(alone) $(BIN)/python -m tests.support.real_agents
+	@$(alone) $(BIN)/python -m tests.support.fast_agent
 	@$(PYTEST) exec $(BIN)/python -m pytest -n $(WORKERS) -m agents $(ARGS) tests/agents
 
 .PHONY: image
