@@ -15,6 +15,7 @@ from server.sandbox.limit_signs import ProcessUse, limits_in_words, reached_limi
 from server.sandbox.policy import SandboxLimits
 from server.sessions.disk_watch import DiskWatch
 from server.sessions.limit_watch import LimitNotices
+from server.sessions.tenure import TenureState
 
 from ..conftest import Serve
 from ..support.harness import Client, script
@@ -79,7 +80,10 @@ def test_limit_is_reported_again_only_after_it_was_not_reached() -> None:
     logged: list[Any] = []
     log = SimpleNamespace(last=1, append=lambda *fields: logged.append(fields))
     turns = SimpleNamespace(current=SimpleNamespace(entry_index=lambda: 1))
-    session: Any = SimpleNamespace(id="one", is_log_complete=False, log=log, turns=turns)
+    tenure = SimpleNamespace(current=TenureState.OWNED)
+    session: Any = SimpleNamespace(
+        id="one", is_log_complete=False, log=log, turns=turns, tenure=tenure
+    )
     limits = LimitNotices()
     for _ in range(3):
         limits.add(session, "memory", "too much")
