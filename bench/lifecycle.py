@@ -149,8 +149,8 @@ def measure_open_sessions(
     for _ in range(3):
         with contextlib.closing(Server(own_folder, environ, AGENT, **settings)) as server:
             restarts.add(server.start_secs)
-            with contextlib.closing(Clawdforge(server)) as one:
-                one.turn("hi", 1)
+            with contextlib.closing(Clawdforge(server)) as session:
+                session.turn("hi", 1)
     report.compare(f"Restart with {count:,} open sessions", "s", {"clawdforge": restarts}, digits=2)
     report.at_most(f"restart to ready with {count:,} open sessions", restarts.median, 2, "s")
 

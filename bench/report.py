@@ -110,7 +110,7 @@ def draw(comparisons: list[Comparison]) -> str:
             f'<text class="title" x="0" y="{y - 8}">{escape(found.title)} '
             f'<tspan class="unit">{escape(found.unit)}</tspan></text>'
         )
-        values = [one.median for one in found.samples.values()]
+        values = [samples.median for samples in found.samples.values()]
         low = 10 ** math.floor(math.log10(min(values)) - 0.3)
         span = math.log10(max(*values, *(s.quartiles[1] for s in found.samples.values())) / low)
         width = WIDTH - LEFT - RIGHT

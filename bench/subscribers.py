@@ -143,7 +143,7 @@ class BareAiohttp:
         self.url = self._process.stdout.readline().decode().strip()
 
     def send(self, payloads: Sequence[bytes]) -> None:
-        self._stdin.write(b"".join(one + b"\n" for one in payloads) + b"\n")
+        self._stdin.write(b"".join(payload + b"\n" for payload in payloads) + b"\n")
         self._stdin.flush()
 
     def close(self) -> None:
@@ -169,11 +169,13 @@ def measure_fan_out(server: Server, folder: Path, report: Report, *, quick: bool
                     ended, counts, data = ours.read_until(b'"turn_end"')
                     if len(set(counts[:-1])) > 1:  # the driver also receives `accepted`
                         raise BenchError("the subscribers received different bytes")
-                    frames = [one for one in parse_frames(data) if "seq" in one]
-                    check_updates((one["event"] for one in frames if "event" in one), updates)
+                    frames = [frame for frame in parse_frames(data) if "seq" in frame]
+                    check_updates((frame["event"] for frame in frames if "event" in frame), updates)
                     if number:  # in the first round, the agent prepares its updates
                         rates["clawdforge"].add(updates * count / (ended - began))
-                    payloads = [json.dumps(one, separators=(",", ":")).encode() for one in frames]
+                    payloads = [
+                        json.dumps(frame, separators=(",", ":")).encode() for frame in frames
+                    ]
                     began = time.perf_counter()
                     bare.send(payloads)
                     ended, _, _ = theirs.read_until(b'"turn_end"')
@@ -273,18 +275,20 @@ def measure_replay(
     with contextlib.ExitStack() as stack:
         other = Server(folder / "other", environ, AGENT, MAX_SOCKETS_PER_SESSION="20000")
         stack.callback(other.close)
-        replayed, replayed_by_other, live = (Clawdforge(one) for one in (server, other, server))
+        replayed, replayed_by_other, live = (
+            Clawdforge(target) for target in (server, other, server)
+        )
         for driver in (replayed, replayed_by_other, live):
             stack.callback(driver.close)
         for driver in (replayed, replayed_by_other):
             driver.turn("burst 10000", 10_000)
         replays, others = (
-            stack.enter_context(contextlib.closing(Replays(one, driver)))
-            for one, driver in ((server, replayed), (other, replayed_by_other))
+            stack.enter_context(contextlib.closing(Replays(target, driver)))
+            for target, driver in ((server, replayed), (other, replayed_by_other))
         )
-        one = Samples()
+        single = Samples()
         for _ in range(5 if quick else 15):
-            one.add(replays.run(1).result())
+            single.add(replays.run(1).result())
             replays.end()
         live.turn("hi", 1)
         alone, beside, beside_others, hundred = Samples(), Samples(), Samples(), Samples()
@@ -303,9 +307,9 @@ def measure_replay(
     report.compare(
         "Replay of 10,000 entries",
         "ms",
-        {"clawdforge, to one subscriber": one, "clawdforge, to 100 at once": hundred},
+        {"clawdforge, to one subscriber": single, "clawdforge, to 100 at once": hundred},
     )
-    report.at_most("replay of 10,000 entries to one subscriber", one.median, 150, "ms")
+    report.at_most("replay of 10,000 entries to one subscriber", single.median, 150, "ms")
     report.compare(
         "First update beside 100 replays",
         "ms",

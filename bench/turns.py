@@ -182,14 +182,14 @@ def measure_together(server: Server, bridge: StdioToWs, report: Report, *, quick
         ways = (
             (
                 "clawdforge",
-                [one.socket for one in ours],
-                [one.send_prompt for one in ours],
+                [session.socket for session in ours],
+                [session.send_prompt for session in ours],
                 b'"turn_end"',
             ),
             (
                 bridge.name,
-                [one.socket for one in theirs],
-                [one.send_prompt for one in theirs],
+                [agent.socket for agent in theirs],
+                [agent.send_prompt for agent in theirs],
                 ANSWER,
             ),
         )

@@ -25,7 +25,7 @@ class Spending:
         """Add to a day, which counts from 1970-01-01. Earlier months are forgotten."""
         if day not in self._days:
             first = first_of_month(day)
-            for old in [one for one in self._days if one < first]:
+            for old in [day for day in self._days if day < first]:
                 del self._days[old]
         before = self._days.get(day, (0, 0))
         self._days[day] = (before[0] + tokens, before[1] + nanos)

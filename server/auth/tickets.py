@@ -119,10 +119,12 @@ class TicketRegistry:
         self, carried: Iterable[CarriedTicket], credential_of: Callable[[str], Credential | None]
     ) -> None:
         """Accept the tickets of an earlier version of the server, until the same times."""
-        for one in carried:
-            if (credential := credential_of(one.app_name)) is not None:
-                self._open[one.key] = OpenTicket(credential, one.session_id, one.expires_at)
-                self._hashes_of.setdefault(credential, {})[one.key] = None
+        for ticket in carried:
+            if (credential := credential_of(ticket.app_name)) is not None:
+                self._open[ticket.key] = OpenTicket(
+                    credential, ticket.session_id, ticket.expires_at
+                )
+                self._hashes_of.setdefault(credential, {})[ticket.key] = None
 
     def discard_all(self, credential: Credential) -> None:
         """Discard the open tickets of a revoked credential."""

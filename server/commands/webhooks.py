@@ -30,17 +30,17 @@ async def print_webhooks(
     async with admin.open_for_reading(settings) as queries:
         outbox = queries.outbox
         found = [await _webhook_dict(outbox, row) for row in await outbox.webhooks()]
-    found.sort(key=lambda one: str(one["app"]))
+    found.sort(key=lambda webhook: str(webhook["app"]))
     if arguments.json:
-        for one in found:
-            print(json.dumps(one))
+        for webhook in found:
+            print(json.dumps(webhook))
         return
     cells = [("APP", "URL", "WAITING", "OLDEST", "LAST FAILURE")]
-    for one in found:
-        failure = one["last_failure"]
+    for webhook in found:
+        failure = webhook["last_failure"]
         shown = "-" if failure is None else f"{_minute(failure['at'])} {failure['error']}"
-        oldest = "-" if one["oldest_at"] is None else _minute(one["oldest_at"])
-        cells.append((one["app"], one["url"], str(one["pending"]), oldest, shown))
+        oldest = "-" if webhook["oldest_at"] is None else _minute(webhook["oldest_at"])
+        cells.append((webhook["app"], webhook["url"], str(webhook["pending"]), oldest, shown))
     admin.print_escaped(admin.format_table(cells))
 
 

@@ -165,9 +165,9 @@ def read_state(environ: MutableMapping[str, str]) -> Inherited | None:
             stored = msgspec.msgpack.decode(file.read(), type=_StoredState)
         if stored.version not in READABLE:
             raise StartError(cannot_read(stored.version))
-        for one in stored.descriptors:
-            if one != descriptor:
-                os.set_inheritable(one, False)
+        for other in stored.descriptors:
+            if other != descriptor:
+                os.set_inheritable(other, False)
     except (OSError, ValueError) as error:  # also msgspec's DecodeError
         raise StartError(f"the state of the earlier version cannot be read: {error}") from None
     return Inherited(stored)

@@ -136,11 +136,11 @@ class Indexer:
             began = time.monotonic()
             lines = [
                 line
-                for one in rows
-                for line in one.body.split(b"\n")[max(0, position + 1 - one.first_seq) :]
+                for stored in rows
+                for line in stored.body.split(b"\n")[max(0, position + 1 - stored.first_seq) :]
             ]
             position = rows[-1].last_seq
-            if sum(len(one.body) for one in rows) > MAX_INLINE_BYTES:
+            if sum(len(stored.body) for stored in rows) > MAX_INLINE_BYTES:
                 documents = await asyncio.to_thread(reader.read, lines)
             else:
                 documents = reader.read(lines)

@@ -82,7 +82,7 @@ class LimitWatch:
             for session in cached
             if self._is_watched(session)
         ]
-        watched = [(session, its) for session, its in watched if its.is_on]
+        watched = [(session, sandboxed) for session, sandboxed in watched if sandboxed.is_on]
         self._live = {session.id for session in cached if session.agent.is_live}
         self._sizes = {
             session.id: self._sizes[session.id] for session in cached if session.id in self._sizes
@@ -92,8 +92,8 @@ class LimitWatch:
         at_least = 0 if limits.memory_bytes else NEAR * limits.processes
         use, total = await asyncio.to_thread(use_by_session, AGENT_VARIABLE, at_least)
         words = await asyncio.to_thread(self._new_words, [session.id for session, _ in watched])
-        for session, its in watched:
-            self._compare(session, its, use.get(session.id, ProcessUse()), total)
+        for session, sandboxed in watched:
+            self._compare(session, sandboxed, use.get(session.id, ProcessUse()), total)
             for kind, text in limits_in_words(
                 words.get(session.id, b""), limits, counts_processes=not _is_root()
             ):

@@ -136,9 +136,9 @@ class PendingRequests(ABC, Generic[Pending]):
 
     def restore(self, carried: Iterable[CarriedRequest]) -> None:
         """Let clients respond to the requests of an earlier version of the server."""
-        for one in carried:
-            pending = self._restored(one)
-            pending.request_id, pending.is_stored = one.request_id, True
+        for request in carried:
+            pending = self._restored(request)
+            pending.request_id, pending.is_stored = request.request_id, True
             self._pending[pending.request_id] = pending
             left = max(0.0, pending.expires_at / 1000 - time.time())
             self._start_timer(pending, left)

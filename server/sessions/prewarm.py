@@ -188,8 +188,8 @@ class Prewarmer:
             recent: the announcements of the newest sessions of the default agent, the oldest first.
         """
         self._wanted.extend(recent)
-        known = [one.id for one in self.agents]  # of an earlier version of the server
-        if abandoned := [one for one in abandoned if one not in known]:
+        known = [agent.id for agent in self.agents]  # of an earlier version of the server
+        if abandoned := [session_id for session_id in abandoned if session_id not in known]:
             self._tasks.spawn(self.delete_data(abandoned), "prewarm-clear")
         self.fill()
 
@@ -202,7 +202,7 @@ class Prewarmer:
             agent: the name of the agent.
             announced: what the agent must have learned at its start.
         """
-        fitting = [one for one in self.agents if one.spec.agent == agent]
+        fitting = [prewarmed for prewarmed in self.agents if prewarmed.spec.agent == agent]
         if not fitting:
             return None
         self._wanted.append(announced)
@@ -219,15 +219,15 @@ class Prewarmer:
         """Return the agents that are ready, for the next version of the server."""
         return [
             CarriedPrewarmed(
-                id=one.id,
-                agent=one.spec.agent,
-                cwd=one.spec.cwd,
-                elicitation=one.spec.elicitation,
-                messages=one.messages,
-                client_capabilities=one.spec.client_capabilities,
+                id=prewarmed.id,
+                agent=prewarmed.spec.agent,
+                cwd=prewarmed.spec.cwd,
+                elicitation=prewarmed.spec.elicitation,
+                messages=prewarmed.messages,
+                client_capabilities=prewarmed.spec.client_capabilities,
             )
-            for one in self.agents
-            if one.is_ready
+            for prewarmed in self.agents
+            if prewarmed.is_ready
         ]
 
     async def restore(self, carried: CarriedPrewarmed) -> None:
@@ -279,8 +279,10 @@ class Prewarmer:
         session_id = str(uuid.uuid4())
         folder = self._workspaces.path(session_id)
         wanted = Counter(self._wanted)
-        wanted.subtract(one.announced for one in self.agents)
-        spec = _spec(session_id, agent, str(folder), max(wanted, key=lambda one: wanted[one]))
+        wanted.subtract(prewarmed.announced for prewarmed in self.agents)
+        spec = _spec(
+            session_id, agent, str(folder), max(wanted, key=lambda announced: wanted[announced])
+        )
         prewarmed = PrewarmedAgent(self, self._backend, spec)
         if not self._slots.try_acquire(prewarmed):
             return False

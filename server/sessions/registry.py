@@ -172,7 +172,7 @@ class SessionRegistry:
         timeout = self.settings.drain_secs
         if self.ownership is not None:
             await self.ownership.hand_over(timeout)
-        await asyncio.gather(*(one.succession.drain(timeout) for one in self.in_memory()))
+        await asyncio.gather(*(session.succession.drain(timeout) for session in self.in_memory()))
         await self.closing.finish(FINISH_CLOSING_SECS)
         await self.tasks.finish(0)
         await self._context.snapshots.stop()

@@ -83,14 +83,14 @@ class SessionReleaser:
 
     async def _release_loaded(self) -> None:
         # A session may have been used while the commit before was carried out.
-        chosen = [one for one in self._sessions.in_memory() if self._is_unused(one)]
+        chosen = [session for session in self._sessions.in_memory() if self._is_unused(session)]
         if not chosen:
             return
-        with self._releasing(one.id for one in chosen):
+        with self._releasing(session.id for session in chosen):
             for session in chosen:
                 session.tenure.move_to(TenureState.RELEASING)
                 self._sessions.forget(session.id)
-            release = [self._node.owner_statement(one.row.n, None) for one in chosen]
+            release = [self._node.owner_statement(session.row.n, None) for session in chosen]
             try:
                 await self._sessions.writer.commit(release)
             except BaseException:

@@ -45,7 +45,7 @@ class ReloadableSessions:
     def is_settled(self) -> bool:
         registry = self._registry
         is_quiet = registry.closing.is_empty and registry.snapshots.is_idle
-        return is_quiet and all(one.continuation.is_settled for one in registry.in_memory())
+        return is_quiet and all(session.continuation.is_settled for session in registry.in_memory())
 
     async def freeze(self) -> None:
         registry = self._registry
@@ -60,7 +60,7 @@ class ReloadableSessions:
             logger.warning("some sessions could not be suspended; their turns begin again")
 
     def _is_suspended(self) -> bool:
-        return all(one.continuation.is_suspended for one in self._registry.in_memory())
+        return all(session.continuation.is_suspended for session in self._registry.in_memory())
 
     def thaw(self) -> None:
         registry = self._registry
@@ -71,7 +71,7 @@ class ReloadableSessions:
 
     def pack(self, passed: Passed) -> CarriedSessions:
         registry = self._registry
-        needed = [one for one in registry.in_memory() if one.continuation.is_needed]
+        needed = [session for session in registry.in_memory() if session.continuation.is_needed]
         return CarriedSessions(
             sessions=[session.continuation.pack() for session in needed],
             prewarmed=registry.prewarmer.pack(),
@@ -109,8 +109,8 @@ class ReloadableSessions:
         carried = inherited.part(self.name, CarriedSessions)
         if carried is None:
             return {}
-        for one in carried.prewarmed:
-            await self._registry.prewarmer.restore(one)
+        for agent in carried.prewarmed:
+            await self._registry.prewarmer.restore(agent)
         return {session.id: session for session in carried.sessions}
 
     async def _continue(self, session: Session, carried: CarriedSession) -> None:

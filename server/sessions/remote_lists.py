@@ -103,7 +103,11 @@ class RemoteLists:
 
     async def _serve_views(self, channel: NodeChannel) -> None:
         ids: list[str] = loads(await channel.receive() or b"[]")
-        found = [session for one in ids if (session := self._sessions.loaded(one)) is not None]
+        found = [
+            session
+            for session_id in ids
+            if (session := self._sessions.loaded(session_id)) is not None
+        ]
         await channel.send(dumps([session.view() for session in found]))
         channel.end()
 

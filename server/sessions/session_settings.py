@@ -197,7 +197,7 @@ class SessionSettings:
     def restore(self, carried: CarriedSettings) -> tuple[SettingChange, ...]:
         """Make the changes that an earlier version of the server has not completed."""
         self._restored = [*carried.restored]
-        return tuple(self.request(one.restored()) for one in carried.changes)
+        return tuple(self.request(change.restored()) for change in carried.changes)
 
     # Reports of the agent
 

@@ -157,7 +157,7 @@ class Steering:
         """Return the prompt with that client id, if it is neither accepted nor refused yet."""
         if client_id is None or not self._prompts:
             return None
-        return next((one for one in self._prompts if one.client_id == client_id), None)
+        return next((prompt for prompt in self._prompts if prompt.client_id == client_id), None)
 
     async def begin(self, prompt: SteeredPrompt) -> None:
         """Store a prompt, and send it to the agent.
@@ -236,7 +236,7 @@ class Steering:
     @property
     def is_settled(self) -> bool:
         """Whether the agent has received every prompt, and has not decided one just now."""
-        return all(one.agent_request and not one.decided.is_set() for one in self._prompts)
+        return all(prompt.agent_request and not prompt.decided.is_set() for prompt in self._prompts)
 
     def pack(self) -> list[CarriedSteer]:
         return [
@@ -255,17 +255,17 @@ class Steering:
     def restore(self, turn: Turn, carried: Iterable[CarriedSteer]) -> None:
         """Await the agent's responses to the prompts that an earlier version has sent it."""
         quota, app_name = self._core.context.quotas.waiting_bytes, self._core.row.app_name
-        for one in carried:
-            request = SteerRequest(one.or_queue)
-            about = {"timeout": one.timeout, "request_id": one.request_id}
-            prompt = SteeredPrompt(turn, request, one.blocks, one.client_id, **about)  # type: ignore[arg-type]
-            prompt.id, prompt.agent_request = one.id, one.agent_request
+        for steered in carried:
+            request = SteerRequest(steered.or_queue)
+            about = {"timeout": steered.timeout, "request_id": steered.request_id}
+            prompt = SteeredPrompt(turn, request, steered.blocks, steered.client_id, **about)  # type: ignore[arg-type]
+            prompt.id, prompt.agent_request = steered.id, steered.agent_request
             with contextlib.suppress(Error):  # the limit may be smaller now
-                quota.acquire(app_name, len(one.blocks))
-                prompt.reserved_bytes = len(one.blocks)
+                quota.acquire(app_name, len(steered.blocks))
+                prompt.reserved_bytes = len(steered.blocks)
             self._prompts.append(prompt)
             decide = functools.partial(self._decide, prompt)
-            self._core.context.backend.restore_steer(self._core.id, one.agent_request, decide)
+            self._core.context.backend.restore_steer(self._core.id, steered.agent_request, decide)
 
     # The end of the turn
 

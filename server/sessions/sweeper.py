@@ -81,7 +81,7 @@ class Sweeper:
             return []
         stored = await sessions.queries.newest_options(agent, count)
         options = map(SessionOptions.decode, reversed(stored))
-        return [Announcement.of(one) for one in options if not one.concern_agent]
+        return [Announcement.of(option) for option in options if not option.concern_agent]
 
     async def _delete_unfinished(self) -> None:
         """Delete what nodes of the cluster that have ended were making: forks and worktrees."""

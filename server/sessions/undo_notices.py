@@ -49,7 +49,7 @@ async def _is_logged(core: SessionCore, replaced: str, position: int) -> bool:
     name = b'"snapshot_id":"%b"' % replaced.encode()
     while position < core.log.head:
         for batch in await core.log.read(position):
-            if any(one.startswith(b'{"type":"notice"') and name in one for one in batch.lines()):
+            if any(line.startswith(b'{"type":"notice"') and name in line for line in batch.lines()):
                 return True
             position = batch.last
     return False

@@ -97,7 +97,7 @@ class UsageQueries:
         found = []
         for value, *counts, amount, currency in rows:
             row = {name: value, **dict(zip(SUMMED, counts, strict=True))}
-            row = {key: one for key, one in row.items() if one is not None or key == name}
+            row = {key: field for key, field in row.items() if field is not None or key == name}
             if amount is not None:
                 row["cost"] = {"amount": amount, "currency": currency}
             found.append(row)

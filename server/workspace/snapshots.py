@@ -202,4 +202,4 @@ def _unfinished(folder: Path) -> list[str]:
     """Return the sessions whose undo was interrupted."""
     if not folder.is_dir():
         return []
-    return [one.name for one in folder.iterdir() if (one / UNDO_JOURNAL).exists()]
+    return [path.name for path in folder.iterdir() if (path / UNDO_JOURNAL).exists()]

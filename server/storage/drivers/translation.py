@@ -125,12 +125,14 @@ def engine_statements(
         changed.clear()
         named.clear()
 
-    others = (one for one in transaction if not one[0].startswith(LOG_INSERT))
-    for sql, group in itertools.groupby(others, key=lambda one: one[0]):
+    others = (statement for statement in transaction if not statement[0].startswith(LOG_INSERT))
+    for sql, group in itertools.groupby(others, key=lambda statement: statement[0]):
         same = [parameters for _, parameters in group]
         if len(same) > 1:
             finish()
-            found.append(EngineStatement(numbered(sql)[0], [to_engine(one) for one in same]))
+            found.append(
+                EngineStatement(numbered(sql)[0], [to_engine(parameters) for parameters in same])
+            )
             continue
         target, tables = _tables(sql)
         if tables & changed or target in named or len(wave) >= MAX_MERGED:

@@ -219,12 +219,12 @@ async def list_snapshots(request: web.Request, session: Session) -> SnapshotList
     return SnapshotList(
         snapshots=[
             SnapshotInfo(
-                snapshot_id=one["id"],
-                kind=one["kind"],
-                turn_index=one["turn_index"],
-                created_at=one["at"],
+                snapshot_id=record["id"],
+                kind=record["kind"],
+                turn_index=record["turn_index"],
+                created_at=record["at"],
             )
-            for one in records
+            for record in records
         ]
     )
 

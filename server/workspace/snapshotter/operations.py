@@ -97,7 +97,7 @@ def complete_turn(job: Job) -> None:
     except (OSError, ValueError):
         return
     try:
-        if all(one.turn_index <= turn_index for one in job.records().all):
+        if all(record.turn_index <= turn_index for record in job.records().all):
             with job.folder() as folder:
                 _record_scan(job, job.scan(folder), "end", turn_index)
     except (Refusal, TooManyFilesError):
@@ -122,9 +122,9 @@ def _record_missed(job: Job) -> None:
 def list_records(job: Job) -> tuple[Json, bytes]:
     """List the snapshots, the oldest first."""
     found = [
-        {"id": one.id, "kind": one.kind, "turn_index": one.turn_index, "at": one.at}
-        for one in job.records().all
-        if one.kind != "missed"
+        {"id": record.id, "kind": record.kind, "turn_index": record.turn_index, "at": record.at}
+        for record in job.records().all
+        if record.kind != "missed"
     ]
     return {"records": found}, b""
 
@@ -146,7 +146,7 @@ class Comparison:
             raise Refusal("no_snapshot")
         self.old, self.new = old, records.last_tree
         self.skipped: Json = {}
-        later = [one for one in records.all if since is None or one.key > (since, 0)]
+        later = [record for record in records.all if since is None or record.key > (since, 0)]
         if request["is_live"]:
             with job.folder() as folder:
                 scan = job.scan(folder)
@@ -237,10 +237,14 @@ def copy_snapshots(job: Job) -> tuple[Json, bytes]:
     create_repository(target)
     shutil.copytree(source / "objects", target / "objects", copy_function=_link, dirs_exist_ok=True)
     records, copied = Records(source), Records(target)
-    copied.all = [one for one in records.all if turn_index is None or one.key <= (turn_index, 1)]
+    copied.all = [
+        record for record in records.all if turn_index is None or record.key <= (turn_index, 1)
+    ]
     copied.save()
     if tree is None:
-        tree = next((one.tree for one in reversed(copied.all) if one.kind != "missed"), None)
+        tree = next(
+            (record.tree for record in reversed(copied.all) if record.kind != "missed"), None
+        )
     return {"tree": None if tree is None else tree.hex()}, b""
 
 

@@ -85,9 +85,9 @@ class Records:
 
     def save(self) -> None:
         lines = [
-            f"{one.tree.hex()} {REF_PREFIX}{one.number:08}/{one.kind}/{one.turn_index}/{one.at}"
-            f"/{one.id}\n"
-            for one in self.all
+            f"{record.tree.hex()} {REF_PREFIX}{record.number:08}/{record.kind}"
+            f"/{record.turn_index}/{record.at}/{record.id}\n"
+            for record in self.all
         ]
         replace(self._path, (REFS_HEADER + "".join(lines)).encode())
 

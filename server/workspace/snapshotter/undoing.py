@@ -82,7 +82,7 @@ def recover(job: Job) -> tuple[Json, bytes]:
     if journal.get("is_done"):
         return {"journal": journal}, b""
     try:
-        if any(one.turn_index > journal["last_turn"] for one in job.records().all):
+        if any(record.turn_index > journal["last_turn"] for record in job.records().all):
             raise Refusal("conflict")
         with job.folder() as folder:
             scan = job.scan(folder)
