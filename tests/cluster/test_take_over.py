@@ -184,8 +184,10 @@ async def test_undo_of_a_killed_node_is_finished_by_the_next_owner(cluster: Node
     await cluster.until_owned(session_id, "")
     status, reply = await three.client.turn(session_id, "hello")
     assert status == 200, reply
-    assert not journal.exists()
     assert set(texts(folder)) == {"old"}
+    undone = [one for one in await three.client.events(session_id) if "restored_turn" in one]
+    assert [one["restored_turn"] for one in undone] == [2]
+    await eventually("the undo to be settled", lambda: not journal.exists())
 
 
 def texts(folder: Path) -> list[str]:
