@@ -30,10 +30,8 @@ all ``CLAWDFORGE_`` variables and becomes ARGV.
 
 from __future__ import annotations
 
-import contextlib
 import ctypes
 import errno
-import json
 import os
 import stat
 import struct
@@ -219,8 +217,10 @@ def _close_inherited(keep: int) -> None:
     """Close the descriptors that the parent passed on, except stdin, stdout and stderr."""
     for number in map(int, os.listdir("/proc/self/fd")):
         if number > 2 and number != keep:
-            with contextlib.suppress(OSError):
+            try:  # `contextlib` would take as long to import as this module
                 os.close(number)
+            except OSError:
+                continue
 
 
 def _restrict_files(plan: Mapping[str, Any], reads: Iterable[str], own: Iterable[Any]) -> None:
@@ -376,6 +376,8 @@ def _mask_of(path: str) -> list[str]:
 
 
 def main() -> None:
+    import json  # the launchers do without it
+
     with open(sys.argv[1], "rb") as file:
         plan = json.load(file)
     if plan.get("relay") and RELAYED not in os.environ:

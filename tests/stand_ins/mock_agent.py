@@ -126,7 +126,7 @@ response: session/load (which replays them) and session/resume have the context 
 
 from __future__ import annotations
 
-import base64
+import binascii
 import json
 import os
 import re
@@ -136,7 +136,12 @@ import threading
 import time
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any, NoReturn
+
+TYPE_CHECKING = False  # type checkers know this name; importing `typing` takes time
+if TYPE_CHECKING:
+    from typing import Any, NoReturn
+else:
+    Any = object
 
 Json = dict[str, Any]
 Step = Callable[["Turn", Any], None]
@@ -523,7 +528,9 @@ class Turn(threading.Thread):
     def raw(self, value: str | Json) -> None:
         options = {"text": value} if isinstance(value, str) else value
         data = (
-            base64.b64decode(options["base64"]) if "base64" in options else options["text"].encode()
+            binascii.a2b_base64(options["base64"])
+            if "base64" in options
+            else options["text"].encode()
         )
         write(data + (b"\n" if options.get("newline", True) else b""))
 

@@ -10,6 +10,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import logging
+import marshal
 import os
 import secrets
 import socket
@@ -22,7 +23,7 @@ from weakref import WeakValueDictionary
 
 import msgspec
 
-from ...codec import dumps
+from ...codec import dumps, parse_message
 from ...config import AgentCommand
 from ...descriptors import next_connection, until_readable
 from ...reload.state import Inherited, Passed
@@ -229,7 +230,8 @@ class StdioHandover:
             ends.append(await self.stderr.open(agent.spec.key, pid))
             ours.callback(os.close, ends[-1])
             agent.process_connected(proxy)
-            data = dumps(plan)
+            # As from JSON, but in a form that the launcher reads without the parser of JSON.
+            data = marshal.dumps(parse_message(dumps(plan)))
             sent = socket.send_fds(connection, [data], ends)
             await asyncio.get_running_loop().sock_sendall(connection, data[sent:])
 

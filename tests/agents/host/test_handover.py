@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import os
 import socket
+import subprocess
 import sys
 from pathlib import Path
 from typing import Any
@@ -12,7 +13,7 @@ from typing import Any
 import pytest
 
 from server.agents.base import AgentSpec
-from server.agents.host import stderr
+from server.agents.host import process, stderr
 from server.agents.host.handover import StdioHandover
 from server.agents.host.stderr import StderrFiles
 from server.agents.output_limits import MessageLimits
@@ -111,6 +112,15 @@ async def test_failed_handover_leaves_no_descriptor(
             await launch()
         await eventually("the descriptors to be closed", lambda: open_files() <= before)
     await handover.stop()
+
+
+def test_launcher_imports_no_module_that_takes_long() -> None:
+    """Every start of an agent waits for it."""
+    code = "import sys; sys.path.insert(0, sys.argv[1]); import launch; print(*sys.modules)"
+    argv = [sys.executable, "-I", "-S", "-c", code, str(Path(process.__file__).parent)]
+    found = subprocess.run(argv, check=True, capture_output=True, text=True).stdout.split()
+    assert "restrict" in found
+    assert not {"contextlib", "enum", "json", "re", "signal", "socket", "typing"} & {*found}
 
 
 async def test_second_connection_of_a_process_is_refused(tmp_path: Path) -> None:
