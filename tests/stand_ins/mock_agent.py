@@ -527,11 +527,8 @@ class Turn(threading.Thread):
 
     def raw(self, value: str | Json) -> None:
         options = {"text": value} if isinstance(value, str) else value
-        data = (
-            binascii.a2b_base64(options["base64"])
-            if "base64" in options
-            else options["text"].encode()
-        )
+        encoded = options.get("base64")
+        data = options["text"].encode() if encoded is None else binascii.a2b_base64(encoded)
         write(data + (b"\n" if options.get("newline", True) else b""))
 
     def bad_utf8(self, _: Any) -> None:
