@@ -291,6 +291,22 @@ const UPDATES = {
 	notice: (model, { severity, title, description }, entry) =>
 		void add(model, entry, 'note', { note: string(severity), title: words(title, ''), text: words(description, '') }),
 
+	// The agent shortens its memory of the conversation
+	compaction_update(model, { compactionId, status, summary, error }, entry) {
+		const told = error == null ? summary : [...list(summary), { type: 'text', text: words(error) }]
+		return compact(model, entry, compactionId, told, { status: status === 'cancelled' ? 'pending' : status })
+	},
+	compaction_summary_chunk(model, { compactionId, content }, entry) {
+		const id = identity(compactionId)
+		const known = turnOf(model, entry).tools.get(keyOf(entry, COMPACTION + id))?.content ?? []
+		const before = known.map(one => one.content)
+		const last = before.at(-1)
+		const next = block(content)
+		const joined = last?.type === 'text' && next.type === 'text'
+		if (joined) before.splice(-1, 1, { type: 'text', text: last.text + next.text })
+		return compact(model, entry, id, joined ? before : [...before, next], { status: 'in_progress' })
+	},
+
 	// The session of a subagent begins, or changes
 	subagent_update(model, { sessionId, title, description, state: given }, entry) {
 		const id = identity(sessionId)
@@ -330,6 +346,17 @@ const UPDATES = {
 		if (!kind) return UNKNOWN
 		addText(model, kind, { content, messageId }, inside(model, entry, id))
 	}
+}
+
+const COMPACTION = 'compaction:'
+
+// It is shown as a call, with the summary that the agent goes on with
+function compact(model, entry, given, summary, change) {
+	const id = identity(given)
+	if (id === null) return UNKNOWN
+	const content = Array.isArray(summary) ? summary.map(one => ({ type: 'content', content: one })) : null
+	const call = { toolCallId: COMPACTION + id, title: 'Summary of the conversation so far', kind: 'think' }
+	mergeTool(model, { ...call, ...change, content }, entry, true)
 }
 
 // The call of a subagent that has a session instead of a call of its parent

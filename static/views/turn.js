@@ -160,7 +160,9 @@ export class TurnView extends View {
 				action
 			)
 		const what = failure === null ? (word('error', error?.code) ?? words) : say('the_agent_3')
-		const details = [error?.message, failure].map(text => text && h('p', { dir: 'auto', text }))
+		const details = [error?.message, !error?.message.includes(failure) && failure].map(
+			text => text && h('p', { dir: 'auto', text })
+		)
 		const mark = icon(word('mark', ending))
 		return [h('div.ending', { 'data-reason': stopReason }, mark, h('div.grow', {}, what, details), again)]
 	}

@@ -279,6 +279,9 @@ async def test_stop_reasons_are_shown_in_words(tab: Tab) -> None:
         await tab.say(script(*steps))
         await tab.settled(turn)
         await expect(tab.turns.last.locator(".ending")).to_contain_text(words)
+    await expect(tab.turns.nth(2).locator(".ending p")).to_have_text(
+        ["Internal error: no quota left"]  # once
+    )
     await expect(tab.button("Try again")).to_have_count(1)  # of the last one only
     await tab.axe("endings")
     await tab.picture("endings")

@@ -72,6 +72,16 @@ export const UPDATES = {
 	session_info_update: { title: 'a title', updatedAt: 'now' },
 	usage_update: { used: 10, size: 100, cost: { amount: 0.5, currency: 'USD' } },
 	notice: { severity: 'warning', title: 'careful', description: 'really' },
+	compaction_update: { compactionId: 'k', status: 'failed', summary: [text('so far')], error: 'no room' },
+	compaction_summary_chunk: { compactionId: 'k', content: text('more') },
+	subagent_update: {
+		sessionId: 'child',
+		title: 'Look',
+		description: 'reader',
+		state: { state: 'idle', stopReason: 'error', error: { message: 'oh' } }
+	},
+	session_message: { messageId: 'm', senderSessionId: 's', recipientSessionId: 'child', content: [text('look')] },
+	session_message_chunk: { messageId: 'm', content: text('closely') },
 	from_the_future: { x: [1] }
 };
 
@@ -90,6 +100,14 @@ const updates = Object.entries(UPDATES).map(([name, update]) => [
 /** By name: an entry of every kind. */
 export const ENTRIES = Object.fromEntries([
 	...updates,
+	[
+		'event of a subagent',
+		{
+			type: 'event',
+			subagent: { session_id: 'child', tool_call_id: 't1' },
+			event: { method: 'session/update', params: { update: { sessionUpdate: 'tool_call', ...call, toolCallId: 't3' } } }
+		}
+	],
 	['turn_start', { type: 'turn_start', prompt: blocks, id: 'c1', context: 'lost' }],
 	[
 		'turn_end',

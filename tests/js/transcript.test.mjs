@@ -645,6 +645,24 @@ test('a subagent with a session of its own is named by it', () => {
 	assert.equal(l.items.at(-1).kind, 'raw');
 });
 
+test('a compaction is a call with the summary', () => {
+	const l = log();
+	const told = () => l.items.map(({ status, content }) => [status, ...content.map(one => textOf([one.content]))]);
+	l.start();
+	l.update('compaction_update', { compactionId: 'c', status: 'in_progress' });
+	l.update('compaction_summary_chunk', { compactionId: 'c', content: { type: 'text', text: 'So ' } });
+	l.update('compaction_summary_chunk', { compactionId: 'c', content: { type: 'text', text: 'far.' } });
+	assert.deepEqual(told(), [['in_progress', 'So far.']]);
+	l.update('compaction_update', { compactionId: 'c', status: 'completed' });
+	assert.deepEqual([told(), changesFiles(l.items[0])], [[['completed', 'So far.']], false]);
+	l.update('compaction_update', { compactionId: 'd', status: 'failed', error: 'No room.' });
+	assert.deepEqual(told()[1], ['failed', 'No room.']);
+	l.update('compaction_update', { compactionId: 'e', status: 'cancelled' });
+	l.update('compaction_update', { status: 'completed' });
+	l.end();
+	assert.deepEqual([l.items[2].abandoned, l.items[3].kind], [true, 'raw']);
+});
+
 test('only what changed is dirty', () => {
 	const l = log();
 	l.start();
