@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import random
 from collections.abc import AsyncIterator
 
 import asyncpg
@@ -232,3 +233,72 @@ async def test_released_session_is_changed_forked_and_deleted_on_another_node(
     await cluster.until_owned(session_id, "")
     assert (await one.client.delete(f"{path}?purge=true"))[0] == 200
     failure(await two.client.get(path), 404, "not_found")
+
+
+async def test_races_with_the_release_lose_and_repeat_nothing(cluster: NodeCluster) -> None:
+    """Several clients use one session at random times, on both nodes."""
+    dice = random.Random(1)
+    session_id = await cluster.nodes[0].client.create("mock-steers")
+    path = f"/sessions/{session_id}"
+    sent: list[str] = []
+    accepted: set[str] = set()
+    unexpected: list[tuple[int, Json]] = []
+
+    async def prompt(node: Node) -> tuple[int, Json]:
+        sent.append(key := f"p{len(sent)}")
+        status, reply = await turn_once(node, session_id, f"prompt {key}", key)
+        if status == 200:
+            accepted.add(key)
+        return status, reply
+
+    async def steer(node: Node) -> tuple[int, Json]:
+        sent.append(key := f"p{len(sent)}")
+        socket = await node.client.connect(session_id)
+        await socket.send("prompt", prompt=f"prompt {key}", id=key, steer=True)
+        while (frame := await socket.next()) is not None:
+            if frame["type"] == "accepted":
+                accepted.add(key)
+            if frame["type"] in ("accepted", "error"):
+                break
+        await socket.close()
+        return 200, frame or {}
+
+    async def close_and_reopen(node: Node) -> tuple[int, Json]:
+        await node.client.delete(path)
+        return await node.client.post(f"{path}/reopen")
+
+    async def fork(node: Node) -> tuple[int, Json]:
+        status, reply = await node.client.post(f"{path}/fork", {})
+        if status == 200:
+            await node.client.delete(f"/sessions/{reply['session_id']}?purge=true")
+        return status, reply
+
+    operations = [prompt, prompt, prompt, steer, close_and_reopen, fork]
+
+    async def use(number: int) -> None:
+        for _ in range(8):
+            # About the time after which an idle session is released.
+            await asyncio.sleep(dice.uniform(0, 0.9))
+            status, reply = await dice.choice(operations)(cluster.nodes[number % 2])
+            refused = reply.get("code") in ("session_closed", "conflict", "draining", None)
+            if status >= 400 and not (refused or reply.get("retryable")):
+                unexpected.append((status, reply))
+
+    await asyncio.gather(*map(use, range(4)))
+    assert not unexpected
+    for node in cluster.nodes:
+        await node.client.post(f"{path}/reopen")
+        assert (await prompt(node))[0] == 200
+        entries = await node.client.events(session_id)
+        assert numbers_of(entries) == list(range(1, len(entries) + 1))
+        kinds = ("turn_start", "turn_steer")
+        begun = [entry["id"] for entry in entries if entry["type"] in kinds]
+        assert len(begun) == len(set(begun))
+        starts = [entry["turn_index"] for entry in entries if entry["type"] == "turn_start"]
+        ends = [entry["turn_index"] for entry in entries if entry["type"] == "turn_end"]
+        assert set(starts) <= set(ends)
+        assert len(ends) == len(set(ends))
+    log = await cluster.nodes[1].client.events(session_id)
+    ended = {entry["id"] for entry in log if entry["type"] in ("turn_start", "turn_steer")}
+    withdrawn = sum(entry.get("withdrawn", False) for entry in log if entry["type"] == "turn_end")
+    assert len(accepted - ended) <= withdrawn
