@@ -12,6 +12,7 @@ from ..config import Settings
 from ..reload.program import ReloadError
 from ..reload.state import Inherited
 from ..runs.runner import Runner
+from ..sandbox.control_groups import ControlGroups
 from ..sandbox.policy import Tunnel
 from ..sandbox.sandbox import Sandbox
 from ..sandbox.setup import Machine, make_sandbox
@@ -90,6 +91,8 @@ class Gateways:
         sandbox = await asyncio.to_thread(
             make_sandbox, settings, environ, agent_environ, known, withheld
         )
+        processes = settings.sandbox_processes
+        sandbox.groups = await asyncio.to_thread(ControlGroups.enter, processes)
         if withheld and sandbox.is_on:
             names = ", ".join(sorted(withheld))
             logger.info("agents do not get %s: CLAWDFORGE_AGENT_ENV passes on a variable", names)

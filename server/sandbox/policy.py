@@ -79,6 +79,15 @@ class SandboxLimits(msgspec.Struct, frozen=True, kw_only=True):
     file_bytes: int = 0
     disk_bytes: int = 0
 
+    def plan(self, level: str) -> dict[str, int]:
+        """The limits of a launcher's plan, which hold for its program."""
+        return {
+            "processes": self.processes,
+            "all_processes": self.all_processes * (level != "bwrap"),
+            "memory_bytes": self.memory_bytes,
+            "file_bytes": self.file_bytes,
+        }
+
 
 class Tunnel(msgspec.Struct, frozen=True):
     """The way to the gateways for a program that has a network of its own.

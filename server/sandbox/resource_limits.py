@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import os
 import resource
 
@@ -18,6 +19,42 @@ def apply(limits: Mapping[str, int]) -> None:
     _limit(resource.RLIMIT_FSIZE, limits.get("file_bytes", 0))
     _limit(resource.RLIMIT_DATA, limits.get("memory_bytes", 0))
     _limit(resource.RLIMIT_NPROC, limits.get("all_processes", 0))
+
+
+def join_group(group: Mapping[str, Any], pid: int = 0) -> None:
+    """Put a process into the control group of its session, which is made if it is missing.
+
+    Args:
+        group: ``folder``, ``controllers`` and ``processes``, of the plan.
+        pid: 0 for this process.
+
+    Raises:
+        OSError: the group cannot be made or joined.
+    """
+    folder = group["folder"]
+    for _ in range(3):
+        try:
+            app = os.path.dirname(folder)
+            if not os.path.isdir(app):
+                os.makedirs(app, exist_ok=True)
+                _write_group(
+                    app, "cgroup.subtree_control", " ".join("+" + x for x in group["controllers"])
+                )
+            os.makedirs(folder, exist_ok=True)
+            if group["processes"]:
+                _write_group(folder, "pids.max", str(group["processes"]))
+            _write_group(folder, "cgroup.procs", str(pid))
+            return
+        except OSError as error:
+            # The server removes empty groups, so this one may be gone again.
+            if error.errno not in (errno.ENOENT, errno.ENODEV):
+                raise
+    raise OSError(errno.ENODEV, "the control group was removed three times", folder)
+
+
+def _write_group(folder: str, name: str, text: str) -> None:
+    with open(os.path.join(folder, name), "w", encoding="ascii") as file:
+        file.write(text)
 
 
 def _limit(kind: int, value: int) -> None:

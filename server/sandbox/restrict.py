@@ -20,6 +20,7 @@ step. The server makes the plan (:meth:`server.sandbox.sandbox.Sandbox.plan`); i
 ``tcp_ports``   the only TCP ports that the program may connect to; null for all
 ``limits``      ``processes`` of the session (``bwrap``), ``memory_bytes`` of a process and
                 ``file_bytes``; ``all_processes`` of the user; 0 for none
+``group``       ``{folder, controllers, processes}``: the control group to join; null for none
 ``tunnel``      ``{socket, secret, ports}``: see ``network.py``; null without a network of its own
 ``python``      the Python that runs ``network.py``
 ``relay``       the command of a program that is run instead, and runs this one again
@@ -177,6 +178,11 @@ def enter(plan: Mapping[str, Any], argv: Sequence[str], environ: Mapping[str, st
     environ.update(plan.get("environ", {}))
     cwd = open_beneath(*plan["cwd"])
     os.fchdir(cwd)
+    if plan.get("group") is not None:
+        try:
+            resource_limits.join_group(plan["group"])
+        except OSError as error:  # the program gets a share of the CPU with the server itself
+            sys.stderr.write(f"{error.filename}: {error.strerror}\n")
     if plan["level"] == "off":
         os.close(cwd)
         os.execvpe(argv[0], list(argv), environ)

@@ -13,6 +13,7 @@ from typing import Any
 from .. import COMMAND
 from ..data_dir import DataDir
 from . import paths, program_files, restrict
+from .control_groups import ControlGroups
 from .demands import StricterSandboxes
 from .environment import ProgramEnvironment
 from .homes import SandboxFolders
@@ -46,6 +47,7 @@ class Sandbox:
         folders: the homes, temporary folders and files of the sessions.
         policy: what the operator permits.
         stricter: the sandboxes of apps that have one of their own.
+        groups: the control groups of the apps; None if none are delegated to the server.
         failure: why no program can be started; None if programs can.
     """
 
@@ -71,6 +73,7 @@ class Sandbox:
         self._data = data
         self._hidden = [*data, *(Path(os.path.abspath(file)) for file in secret_files)]  # noqa: PTH100
         self.stricter = StricterSandboxes(self, environ)
+        self.groups: ControlGroups | None = None
         self.failure: str | None = None
 
     @property
@@ -89,6 +92,8 @@ class Sandbox:
     def open(self) -> list[str]:
         """The targets that agents can reach nevertheless; see :attr:`Mechanism.open`."""
         found = self.mechanism.open
+        if self.groups is not None and "cpu" in found:
+            found.remove("cpu")
         if self.network.is_closed:
             found.remove("loopback")
             if self.level == "landlock" and self.network.gateway_ports:
@@ -101,6 +106,8 @@ class Sandbox:
     def enforced(self) -> list[str]:
         """The targets that agents cannot reach; see :attr:`Mechanism.enforced`."""
         found = self.mechanism.enforced
+        if self.is_on and self.groups is not None:
+            found.append("cpu")
         return [*found, "network"] if self.network.is_closed else found
 
     @property
@@ -192,12 +199,13 @@ class Sandbox:
         if self.failure is not None:
             raise FolderError(self.failure)
         cwd = self.locate(spec)
+        group = self.groups.plan(spec.owner, spec.key) if self.groups is not None else None
         directories = [self._locate(spec, folder) for folder in spec.directories]
         program_environ = self.program_environ
         replaced = program_environ.replace(spec, environ)
         if not self.is_on:
             variables = program_environ.without_keys(environ, replaced, has_home=False)
-            return {"level": "off", "cwd": cwd, **variables}
+            return {"level": "off", "cwd": cwd, "group": group, **variables}
         folders = self.folders
         folders.create(spec.key)
         home = self._data_dir.split(folders.home(spec.key))
@@ -229,12 +237,8 @@ class Sandbox:
             "tcp_ports": self.network.tcp_ports,
             "tunnel": self.network.tunnel(spec),
             "python": sys.executable,
-            "limits": {
-                "processes": self.policy.limits.processes,
-                "all_processes": self.policy.limits.all_processes * (self.level != "bwrap"),
-                "memory_bytes": self.policy.limits.memory_bytes,
-                "file_bytes": self.policy.limits.file_bytes,
-            },
+            "group": group,
+            "limits": self.policy.limits.plan(self.level),
         }
 
     def _repository_of(self, spec: SandboxSpec) -> Iterator[list[Any]]:

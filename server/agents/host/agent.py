@@ -116,7 +116,11 @@ class HostAgent(AgentMessages):
         return not has_sandbox or self._process.elicitation not in (None, self.spec.elicitation)
 
     def rebind(self, spec: AgentSpec, observer: AgentObserver) -> None:
+        before = self._binding.spec
         self._binding.spec, self._binding.observer = spec, observer
+        sandbox = self._process.proxy.sandbox if self._process.proxy is not None else None
+        if sandbox is not None and sandbox.groups is not None and before.owner != spec.owner:
+            sandbox.groups.move(before.key, before.owner, spec.owner)
 
     async def start(self) -> None:
         await self._session.open()
