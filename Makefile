@@ -134,7 +134,7 @@ fmt: $(DEV_STAMP) $(ACPX_BUNDLE) ## Format the code and fix what can be fixed
 	@$(alone) exec $(BIOME) check --write --log-level=error
 
 .PHONY: bench
-bench: setup $(BENCH_STAMP) ## Compare the speed with its rivals (ARGS=--quick; --write updates the docs)
+bench: setup $(DEV_STAMP) $(BENCH_STAMP) ## Compare the speed with its rivals (ARGS=--quick; --write updates the docs)
 	@$(alone) exec $(BIN)/python bench/main.py $(ARGS)
 
 .PHONY: pictures

@@ -20,6 +20,7 @@ from pathlib import Path
 from typing import Any
 
 import accounting
+import cluster
 import history
 import interaction
 import lifecycle
@@ -34,11 +35,12 @@ from targets import AGENT, RIVALS, BenchError, Server
 from server.agents.catalog import ACPX_VERSION
 from server.agents.process.process_tree import end_tagged, env_tag
 
-LIMIT_SECS = {True: 240, False: 1200}
+LIMIT_SECS = {True: 400, False: 1600}
 PARTS = (
     *("latency", "bursts", "subscribers", "sockets", "replay", "webhooks", "accounting"),
-    *("lifecycle", "growth", "history", "interaction"),
+    *("lifecycle", "growth", "history", "interaction", "cluster"),
 )
+WITH_RIVALS = {"latency", "bursts"}
 
 
 def main() -> int:
@@ -53,7 +55,8 @@ def main() -> int:
         "--only", action="append", choices=PARTS, help="measure only this part; may be repeated"
     )
     options = parser.parse_args()
-    if not RIVALS.is_dir():
+    parts = options.only or PARTS
+    if WITH_RIVALS & set(parts) and not RIVALS.is_dir():
         print("bench: the rivals are not installed: run `make bench`", file=sys.stderr)
         return 1
     started_at = time.monotonic()
@@ -64,7 +67,7 @@ def main() -> int:
     print(f"{report.machine}\n", flush=True)
     try:
         with _folder() as (folder, environ):
-            measure(report, folder, environ, options.only or PARTS, quick=options.quick)
+            measure(report, folder, environ, parts, quick=options.quick)
     except BenchError as error:
         print(f"bench: {error}", file=sys.stderr)
         return 1
@@ -94,6 +97,8 @@ def measure(
         history.measure_followed_sessions(folder, environ, report, quick=quick)
     if "accounting" in parts:
         accounting.measure_accounting(report, quick=quick)
+    if "cluster" in parts:
+        cluster.measure_cluster(folder, environ, report, quick=quick)
     if "webhooks" in parts:
         webhooks.measure_webhooks(folder, environ, report, quick=quick)
     with contextlib.ExitStack() as stack:
@@ -106,7 +111,7 @@ def measure(
             HEARTBEAT_SECS="3600",  # the received bytes are compared, so no heartbeat may come
         )
         stack.callback(server.close)
-        if {"latency", "bursts"} & set(parts):
+        if WITH_RIVALS & set(parts):
             with contextlib.ExitStack() as rivals:
                 targets = turns.start(rivals, server, folder, environ)
                 if "latency" in parts:

@@ -81,16 +81,27 @@ def read_memory(pids: Iterable[int]) -> float:
 def server_processes(pid: int) -> list[int]:
     """The server *pid*, its host and the host's supervisor, without agents."""
     parts = ("supervise.py", "host.mjs")
-    below = [child for child in _descendants(pid) if _command_line(child).endswith(parts)]
+    below = [child for child in descendants(pid) if _command_line(child).endswith(parts)]
     return [pid, *below]
 
 
-def _descendants(pid: int) -> Iterator[int]:
+def processor_ms(pids: Iterable[int]) -> float:
+    """The processor time that all threads of these processes have used."""
+    spent = 0
+    for pid in pids:
+        for schedule in Path(f"/proc/{pid}/task").glob("*/schedstat"):
+            with contextlib.suppress(OSError):  # the thread has ended
+                spent += int(schedule.read_text(encoding="ascii").split()[0])
+    return spent / 1e6
+
+
+def descendants(pid: int) -> Iterator[int]:
+    """The processes below a process."""
     with contextlib.suppress(OSError):
         for task in Path(f"/proc/{pid}/task").iterdir():
             for child in (task / "children").read_text(encoding="ascii").split():
                 yield int(child)
-                yield from _descendants(int(child))
+                yield from descendants(int(child))
 
 
 def _command_line(pid: int) -> str:

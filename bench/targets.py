@@ -403,6 +403,18 @@ class Server:
     def create(self) -> str:
         return str(self.call("POST", "/sessions", {})["session_id"])
 
+    def use_app_of(self, other: Server) -> None:
+        """Use the app of another node of the same cluster."""
+        self._token = other._token
+
+    def live_agents(self) -> int:
+        return int(self.call("GET", "/healthz")["live_agents"])
+
+    def kill(self) -> None:
+        """End the server as a crash does."""
+        self._process.kill()
+        self._process.wait()
+
     def close(self) -> None:
         with self._process:
             self._process.send_signal(signal.SIGTERM)
@@ -413,12 +425,16 @@ class Server:
 
 
 class Clawdforge:
-    """The server with its durable log, through a client's WebSocket."""
+    """The server with its durable log, through a client's WebSocket.
+
+    Args:
+        session_id: a session, which another node may run; None for a new one.
+    """
 
     name = "clawdforge"
 
-    def __init__(self, server: Server) -> None:
-        self.session_id = server.create()
+    def __init__(self, server: Server, session_id: str | None = None) -> None:
+        self.session_id = session_id or server.create()
         url = f"{server.url}/sessions/{self.session_id}/ws"
         self.socket = Socket(url, server.headers)
         read_turn(self.socket.read, b'"ready"', 0)
@@ -434,9 +450,17 @@ class Clawdforge:
     def run_unchecked(self, prompt: str) -> None:
         """Run a turn without checking its updates."""
         self.send_prompt(prompt)
+        self.read_until(b'"turn_end"')
+
+    def read_until(self, marker: bytes) -> bytes:
+        """Read until the end of the frame with *marker*. Returns the last bytes; checks nothing."""
         tail = b""
-        while not (b'"turn_end"' in tail and tail.endswith(b"}")):
-            tail = tail[-256:] + self.socket.read()
+        while not (marker in tail and tail.endswith(b"}")):
+            if not (piece := self.socket.read()):
+                raise BenchError(f"the stream ended during the turn, after {tail!r}")
+            tail = tail[-256:] + piece
+        self._seq = 0  # the position is unknown now
+        return tail
 
     def turn(self, prompt: str, updates: int) -> Turn:
         frame = self._frame(prompt)

@@ -114,13 +114,20 @@ class ClusterNode:
         return False
 
     def _better_node(self) -> int | None:
-        """A node that should wake a session instead of this one; None if this one should."""
+        """A node that should wake a session instead of this one; None if this one should.
+
+        The session takes a slot of that node, which its next beat reports.
+        """
         if not self.is_draining and self.free_slots() > 0:
             return None
         others = [one for one in self._others() if one.free > 0]
         if not others and self.is_draining:
             others = self._others()
-        return _freer_of_two(others)
+        better = _freer_of_two(others)
+        if better is not None:
+            info = self.nodes[better]
+            self.nodes[better] = info._replace(free=info.free - 1)
+        return better
 
     def place(self) -> int:
         """The node for a new session: this one if it has a free slot."""

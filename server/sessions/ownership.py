@@ -34,8 +34,12 @@ class SessionOwnership:
         self._node = node
         self._releaser = SessionReleaser(sessions, node)
         self._is_due = asyncio.Event()
-        node.on_event[WAITING] = lambda _: self._is_due.set()
+        node.on_event[WAITING] = lambda _: self.notice()
         node.free_slots = lambda: sessions.slots.free
+
+    def notice(self) -> None:
+        """Tend the sessions now: something has changed."""
+        self._is_due.set()
 
     async def run(self) -> None:
         """Tend the sessions at each beat, and when another node has released some; forever."""

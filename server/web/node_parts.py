@@ -127,7 +127,7 @@ class NodeParts:
                 tasks.spawn(context.sockets.close_all(FROZEN_CLOSE_SECS), "frozen-sockets")
 
         self._lease.followers.append(close_sockets)
-        self._lease.on_gone = lambda _: self._has_taken_over.set()
+        self._lease.on_gone = self._take_over
         await self._lease.beat()
         await node.find_nodes()
         node.bus.start()
@@ -151,6 +151,11 @@ class NodeParts:
             await tasks.finish(0)
             for part in (self._reporter, self._lists, self._follower, node.channels, node.bus):
                 await part.stop()
+
+    def _take_over(self, _: list[int]) -> None:
+        """Take the sessions and the other work of nodes that have ended, without waiting."""
+        self._ownership.notice()
+        self._has_taken_over.set()
 
     async def _take_up_left(self, context: ServerContext) -> None:
         """End the runs and send the webhooks of nodes that have ended, forever.

@@ -13,6 +13,7 @@ from server.mcp_servers import presets
 
 from ..conftest import Serve
 from ..support.acp_client import ResponseError, connect
+from ..support.engine import only_sqlite
 from ..support.harness import (
     Client,
     Json,
@@ -226,6 +227,7 @@ async def test_output_of_an_agent_that_dies_hides_the_variables(
     assert SECRET not in message
 
 
+@only_sqlite
 async def test_session_with_parameters_takes_no_prewarmed_agent(serve: Serve) -> None:
     server = await serve(agents=AGENTS, prewarmed_agents=1)
     client = await server.client()

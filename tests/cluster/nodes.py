@@ -9,7 +9,8 @@ from __future__ import annotations
 import contextlib
 import itertools
 import signal
-from collections.abc import AsyncIterator
+import sys
+from collections.abc import AsyncIterator, Sequence
 from functools import partial
 from pathlib import Path
 
@@ -24,6 +25,11 @@ from ..support.tcp_proxy import TcpProxy
 LEASE_SECS = 3.0
 
 
+def faulty(*faults: str) -> tuple[str, ...]:
+    """The wrapper that runs a server with faults; see ``faulty_node.py``."""
+    return (sys.executable, str(Path(__file__).with_name("faulty_node.py")), *faults)
+
+
 class Node:
     """One node.
 
@@ -31,6 +37,7 @@ class Node:
         proxy: the TCP proxy between the node and PostgreSQL.
         server: the server process.
         client: a client of the app that sends its requests to this node.
+        wrapper: a program with arguments that executes the server.
     """
 
     def __init__(self, cluster: NodeCluster, name: str) -> None:
@@ -39,6 +46,7 @@ class Node:
         self.proxy = TcpProxy(cluster.postgres.port)
         self.server: ServerProcess
         self.client: Client
+        self.wrapper: Sequence[str] = ()
 
     async def start(self) -> None:
         """Start the process, for the first time or after its end."""
@@ -46,6 +54,7 @@ class Node:
         self.server = await start_server(
             cluster.folder / self.name / "data",
             cluster.folder / f"{self.name}.log",
+            wrapper=self.wrapper,
             CLUSTER_URL=cluster.postgres.url(cluster.database, self.proxy.port),
             SHARED_DIR=str(cluster.folder / "shared" / "data"),
             SANDBOX_WRITE=str(cluster.folder),
@@ -84,9 +93,10 @@ class NodeCluster:
     def sql(self, statement: str) -> str:
         return self.postgres.sql(statement, self.database)
 
-    async def add(self, name: str) -> Node:
+    async def add(self, name: str, wrapper: Sequence[str] = ()) -> Node:
         """Start one more node."""
         node = Node(self, name)
+        node.wrapper = wrapper
         (self.folder / name).mkdir()
         await node.proxy.start()
         self.nodes.append(node)

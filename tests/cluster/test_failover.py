@@ -112,3 +112,23 @@ async def test_clients_start_again_after_a_failover_that_has_lost_entries(
     entries = await two.client.events(session_id)
     assert [entry["seq"] for entry in entries] == list(range(1, len(entries) + 1))
     assert entries == await one.client.events(session_id)
+
+
+async def test_failover_to_a_synchronous_standby_in_mid_turn_loses_nothing(
+    cluster: NodeCluster, primary: Postgres, standby: Postgres
+) -> None:
+    primary.sql("ALTER SYSTEM SET synchronous_standby_names = '*'")
+    primary.sql("SELECT pg_reload_conf()")
+    synced = "SELECT count(*) FROM pg_stat_replication WHERE sync_state = 'sync'"
+    await eventually("the standby to be synchronous", lambda: primary.sql(synced) == "1")
+    one, two = cluster.nodes
+    session_id = await one.client.create()
+    near, far = await one.client.connect(session_id), await two.client.connect(session_id)
+    steps = {"repeat": {"times": 300, "steps": [{"say": "{i} "}, {"sleep": 5}]}}
+    await far.send("prompt", prompt=script(steps))
+    await asyncio.gather(*(socket.until_text("20 ") for socket in (near, far)))
+    await fail_over(cluster, primary, standby)
+    for socket in (near, far):
+        assert (await socket.until("turn_end"))["stop_reason"] == "end_turn"
+        assert len(socket.text(1).split()) == 300
+    assert near.entries == far.entries == await two.client.events(session_id)

@@ -14,6 +14,7 @@ import aiohttp
 import pytest
 
 from ..conftest import Spawn
+from ..support.engine import only_sqlite
 from ..support.harness import (
     ADMIN,
     ROOT,
@@ -28,6 +29,9 @@ from ..support.harness import (
 from ..support.raw_socket import open_connection, read_head
 from ..support.runs import make_fake_claude, steps
 from .following import following, reload
+
+pytestmark = only_sqlite
+"""A node of a cluster is not reloaded: it is drained, and another one takes its place."""
 
 STREAM = {"burst": {"count": 1_000_000, "text": " ", "batch": 5, "pause_ms": 10}}
 

@@ -17,6 +17,8 @@ from pathlib import Path
 
 import pytest
 
+from .processes import descendants
+
 USER = "clawdforge"
 _PROGRAMS = Path("/usr/lib/postgresql")
 _NAMES = itertools.count(1)
@@ -147,6 +149,19 @@ class Postgres:
         if self.process is not None and self.process.poll() is None:
             self.process.send_signal(how)
             self.process.wait(30)
+
+    def pause(self) -> None:
+        """Stop all processes of the server, as a hanging disk does."""
+        self._signal_all(signal.SIGSTOP)
+
+    def resume(self) -> None:
+        self._signal_all(signal.SIGCONT)
+
+    def _signal_all(self, number: signal.Signals) -> None:
+        assert self.process is not None
+        for pid in (self.process.pid, *descendants(self.process.pid)):
+            with contextlib.suppress(ProcessLookupError):
+                os.kill(pid, number)
 
     def sql(self, statement: str, database: str = "postgres") -> str:
         """The result of a statement, as psql prints it."""

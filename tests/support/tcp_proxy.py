@@ -14,6 +14,7 @@ class TcpProxy:
         target: the port to which new connections go.
         port: at which it listens.
         dropped: the bytes of answers that were dropped since :meth:`drop_answers`.
+        delay_secs: by which each piece of data is late.
     """
 
     def __init__(self, target: int) -> None:
@@ -25,6 +26,7 @@ class TcpProxy:
         self._server: asyncio.Server | None = None
         self.port = 0
         self.dropped = 0
+        self.delay_secs = 0.0
 
     async def start(self) -> None:
         self._server = await asyncio.start_server(self._serve, "127.0.0.1", 0)
@@ -85,6 +87,8 @@ class TcpProxy:
         with contextlib.suppress(OSError):
             while data := await reader.read(1 << 16):
                 await self._flowing.wait()
+                if self.delay_secs:
+                    await asyncio.sleep(self.delay_secs)
                 if is_answer and self._drops:
                     self.dropped += len(data)
                     continue

@@ -22,6 +22,7 @@ from server.agents.process import supervise
 from server.errors import StartError
 
 from ...conftest import Serve
+from ...support.engine import only_sqlite
 from ...support.harness import (
     ROOT,
     Client,
@@ -375,6 +376,7 @@ async def test_start_fails_without_node(serve: Serve, monkeypatch: pytest.Monkey
     assert "Node is missing" in await start_error(serve)
 
 
+@only_sqlite
 async def test_incomplete_files_of_a_killed_server_are_deleted_at_the_next_start(
     serve: Serve, tmp_path: Path
 ) -> None:
