@@ -214,7 +214,8 @@ def frame(kind: str, **values: Any) -> bytes:
 def error_frame(error: Error, frame_id: Any = None) -> bytes:
     """An ``error`` frame; it has the ``id`` of the frame that failed if that is a string."""
     named = {"id": frame_id} if isinstance(frame_id, str) else {}
-    return frame("error", **named, **error_fields(error))
+    retry = {} if error.retry_after is None else {"retry_after_ms": 1000 * error.retry_after}
+    return frame("error", **named, **error_fields(error), **retry)
 
 
 def addressed(message: bytes, session_id: str) -> bytes:

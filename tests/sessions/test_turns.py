@@ -432,7 +432,8 @@ async def test_rate_limited_prompt_does_not_reach_agent(serve: Serve) -> None:
     session, socket = await warm_session(client)
     await socket.turn("the second")
     await socket.send("prompt", prompt=script({"touch": "seen"}))
-    assert (await socket.until("error"))["code"] == "rate_limited"
+    error = await socket.until("error")
+    assert (error["code"], error["retry_after_ms"]) == ("rate_limited", 30_000)
     await client.delete(f"/sessions/{session}")  # it waits for prompts on their way
     assert not (workspace(server, session) / "seen").exists()
 
