@@ -34,22 +34,18 @@ const OWN_NAMES = new RegExp(
 		.trim()
 		.replaceAll(/\s+/g, '|')})$`
 );
-// Custom properties of the stylesheets: sizes stand for themselves, others get short names; scripts set only `--tint`.
+// Custom properties of the stylesheets: a size that is defined once stands for itself, all others get short names;
+// scripts set only `--tint`.
 const shortNames = new Map();
-const sizes = new Map(
-	[...readFileSync(`${STATIC}style.css`, 'utf8').matchAll(/(--\w+):([\d.]+rem);/g)].map(([, name, size]) => [
-		name,
-		size
-	])
-);
+const sizes = new Map();
 const shortProperties = {
 	name: 'short-properties',
 	setup: ({ onLoad }) =>
 		onLoad({ filter: /\.css$/ }, ({ path }) => ({
 			loader: 'css',
 			contents: readFileSync(path, 'utf8')
-				.replaceAll(/(--\w+):[\d.]+rem;/g, '')
-				.replaceAll(/var\((--\w+)\)/g, (found, name) => sizes.get(name) ?? found)
+				.replaceAll(/(--[\w-]+):[^;}]+;/g, (found, name) => (sizes.get(name) ? '' : found))
+				.replaceAll(/var\((--[\w-]+)\)/g, (found, name) => sizes.get(name) ?? found)
 				.replaceAll(/--(?!tint\b)[a-z][\w-]*/g, shortNameOf)
 		}))
 };
@@ -98,6 +94,9 @@ const names = readdirSync(STATIC, { recursive: true, withFileTypes: true })
 	.filter(entry => entry.isFile() && !entry.name.endsWith('.d.ts'))
 	.map(({ parentPath, name }) => `${parentPath}/${name}`.slice(STATIC.length).replace(/^\//, ''))
 	.sort();
+const sheets = names.filter(name => name.endsWith('.css')).map(name => readFileSync(STATIC + name, 'utf8'));
+for (const [, name, value] of sheets.join('\n').matchAll(/(--[\w-]+):([^;}]+)/g))
+	sizes.set(name, !sizes.has(name) && /^[\d.]+rem$/.test(value) ? value : null);
 const digest = digestOf(names);
 const version = digest.slice(0, 12);
 let page = readFileSync(`${STATIC}index.html`, 'utf8');
