@@ -45,6 +45,7 @@ export async function chooseFolder(app, { project, worktree, recent }) {
 		try {
 			const found = await app.api.call('GET', `/folders${one ? `?path=${encodeURIComponent(one)}` : ''}`)
 			;({ roots } = found)
+			list.hidden = use.hidden = !roots.length
 			for (const { path: at, repository } of found.folders) if (repository) repositories.add(at)
 			select(one)
 			list.replaceChildren(

@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 from playwright.async_api import expect
 
-from ..support.harness import Client, script
+from ..support.harness import Client, LocalServer, script
 from .conftest import OpenTab
 from .tab import PHONE, Tab
 
@@ -93,3 +93,56 @@ async def test_page_works_on_a_phone(open_tab: OpenTab, client: Client, scheme: 
     await tab.picture(f"phone-sessions-{scheme}")
     await page.keyboard.press("Escape")
     await expect(page.get_by_role("navigation", name="Sessions")).to_be_hidden()
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("scheme", ["light", "dark"])
+async def test_axe_finds_nothing_in_menus_dialogs_and_rare_screens(
+    open_tab: OpenTab, server: LocalServer, client: Client, scheme: str
+) -> None:
+    tab = await open_tab(client, color_scheme=scheme)
+    page = tab.page
+    session = await client.create("demo", permission="approve-all")
+    for prompt in ("diff", "code"):
+        await client.turn(session, prompt)
+    await tab.sign_in(session)
+    await tab.settled(2)
+    await expect(page.locator(".hljs-number").first).to_be_visible()
+    await tab.axe("coloured code")
+    await tab.composer.fill("/")
+    await expect(page.get_by_role("option").first).to_be_visible()
+    await tab.axe("all commands")
+    await tab.composer.fill("")
+    link = ""
+    for entry in ("Open on a phone", "Share a link"):
+        await tab.button("More for this session").click()
+        await expect(page.get_by_role("menuitem", name=entry)).to_be_visible()
+        await tab.axe("the menu of a session")
+        await page.get_by_role("menuitem", name=entry).click()
+        field = page.get_by_role("dialog").get_by_label("Link", exact=True)
+        link = await field.input_value()
+        await tab.axe(entry)
+        await page.get_by_role("dialog").get_by_role("button", name="Close").click()
+    await tab.button("Settings").click()
+    await expect(page.get_by_role("menuitem", name="Sign out")).to_be_visible()
+    await tab.axe("settings")
+    await page.keyboard.press("Escape")
+    await page.goto(f"{tab.url}/#view=board")
+    await expect(page.get_by_role("heading", name="Board")).to_be_visible()
+    await tab.axe("board without requests")
+    await page.goto(f"{tab.url}/#view=admin")
+    await page.get_by_label("Admin token").fill(server.admin().token or "")
+    await tab.axe("form of the administration")
+    await tab.button("Continue").click()
+    for name in ("Usage", "Audit"):
+        await page.get_by_role("tab", name=name).click()
+        await expect(page.locator(".admin-content")).to_have_attribute("aria-busy", "false")
+        await tab.axe(name)
+    await page.goto(f"{tab.url}/#session=missing")
+    await expect(page.get_by_role("heading", name="Not found", level=1)).to_be_visible()
+    await expect(page.get_by_role("paragraph").filter(has_text="does not exist")).to_be_visible()
+    await tab.axe("missing session")
+    await page.goto("about:blank")
+    await page.goto(link)
+    await expect(page.locator(".hljs-number").first).to_be_visible()
+    await tab.axe("shared session")
