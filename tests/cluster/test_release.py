@@ -25,7 +25,7 @@ BEGIN
 END
 $$;
 CREATE TRIGGER hold_release BEFORE UPDATE OF owner ON sessions FOR EACH ROW
-    WHEN (NEW.owner IS NULL) EXECUTE FUNCTION hold_release();
+    WHEN (NEW.owner IS NULL AND NEW.id = '{session_id}') EXECUTE FUNCTION hold_release();
 """
 
 
@@ -41,13 +41,25 @@ async def shared(
 
 
 @contextlib.asynccontextmanager
-async def held_releases(cluster: NodeCluster) -> AsyncIterator[None]:
-    """A block in which no release is carried out. At its end, none is waiting any more."""
+async def held_release(cluster: NodeCluster, session_id: str) -> AsyncIterator[None]:
+    """A block in which the first node has begun to release the session after a turn.
+
+    The release is carried out at the end of the block, if the node runs.
+    """
+    client = cluster.nodes[0].client
+    go_on = cluster.folder / f"go-on-{session_id}"
+    socket = await client.connect(session_id)
+    turn = asyncio.create_task(client.turn(session_id, script({"gate": str(go_on)})))
+    await socket.until("turn_start")
     # In threads: they wait for transactions of nodes, whose proxies run in this event loop.
-    await asyncio.to_thread(cluster.sql, HOLD_RELEASES)
+    hold = HOLD_RELEASES.replace("{session_id}", session_id)
+    await asyncio.to_thread(cluster.sql, hold)
     holder = await asyncpg.connect(cluster.postgres.url(cluster.database))
     try:
         await holder.execute("SELECT pg_advisory_lock(1)")
+        go_on.touch()
+        assert (await turn)[0] == 200
+        await until_releasing(cluster)
         yield
     finally:
         await holder.close()
@@ -161,9 +173,8 @@ async def test_prompt_during_a_release_is_accepted_once(cluster: NodeCluster) ->
     one, two = cluster.nodes
     session_id = await one.client.create()
     near = await one.client.connect(session_id)
-    assert (await near.turn("first"))["stop_reason"] == "end_turn"
-    async with held_releases(cluster):
-        await until_releasing(cluster)
+    async with held_release(cluster, session_id):
+        await near.until("turn_end")
         assert cluster.owner_of(session_id) == "node-1"
         await near.send("prompt", prompt="second", id="p2")
         asked = [
@@ -188,9 +199,8 @@ async def test_session_of_a_node_that_was_killed_during_the_release_runs_elsewhe
     one, two = cluster.nodes
     session_id = await one.client.create()
     far = await two.client.connect(session_id)
-    assert (await one.client.turn(session_id, "hello"))[0] == 200
-    async with held_releases(cluster):
-        await until_releasing(cluster)
+    async with held_release(cluster, session_id):
+        await far.until("turn_end")
         if not is_carried_out:  # the connection ends with the process, and PostgreSQL notices it
             await one.server.kill()
     if is_carried_out:
@@ -198,7 +208,6 @@ async def test_session_of_a_node_that_was_killed_during_the_release_runs_elsewhe
         await one.server.kill()
     await cluster.until_owned(session_id, "")
     assert (await far.turn("and now"))["stop_reason"] == "end_turn"
-    await far.until("turn_end") if far.text(1) == "" else None
     entries = await two.client.events(session_id)
     assert numbers_of(entries) == list(range(1, len(entries) + 1))
     assert [one["stop_reason"] for one in entries if one["type"] == "turn_end"] == ["end_turn"] * 2
