@@ -93,13 +93,12 @@ async def test_healthz_does_not_wait_for_hanging_program(serve: Serve, tmp_path:
 
 async def test_program_that_timed_out_is_probed_again(tmp_path: Path) -> None:
     been = tmp_path / "been"
-    claude = program(
-        tmp_path / "claude",
-        f"import pathlib, time; been = pathlib.Path({str(been)!r})\n"
-        "if not been.exists(): been.touch(); time.sleep(1000)\n"
-        'print("2.7.18")',
+    claude = tmp_path / "claude"  # for the shell, which starts soon enough on a busy machine
+    claude.write_text(
+        f"#!/bin/sh\n[ -e '{been}' ] || {{ : >'{been}'; exec sleep 1000; }}\necho 2.7.18\n"
     )
-    health = HealthMonitor(claude, every=0.01, timeout=0.5)
+    claude.chmod(0o755)
+    health = HealthMonitor(str(claude), every=0.01, timeout=1)
     watching = asyncio.create_task(health.watch())
     assert await eventually("the second probe", lambda: health.claude_version) == "2.7.18"
     watching.cancel()
