@@ -21,6 +21,8 @@ from tests.support.postgres import Postgres, programs, running_postgres
 
 LEASE_SECS = 10
 """The default."""
+BEATS_SECS = 2
+"""After two beats every node knows a node that has started."""
 SLOTS = 100
 AGENT_MB = 40
 """The memory of one of the bench's agents, with reserve; fewer are started if there is less."""
@@ -214,6 +216,7 @@ def _measure_take_over(
             samples.add(max(end.result() for end in ends) - began)
             if samples is taken:
                 one = nodes.start("node-1")
+            time.sleep(BEATS_SECS)
             for follower in followers:
                 follower.turn("hi", 1)
     report.compare(

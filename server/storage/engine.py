@@ -127,14 +127,31 @@ async def describe_engine(settings: Settings) -> str:
     """
     async with contextlib.AsyncExitStack() as stack:
         database = await open_database(settings, settings.data_dir, stack)
-        [(version, sync, fsync, nodes)] = await database.fetch(
+        [(version, sync, fsync)] = await database.fetch(
             "SELECT current_setting('server_version'), current_setting('synchronous_commit'),"
-            " current_setting('fsync'), (SELECT count(*) FROM nodes WHERE state <> 'gone')"
+            " current_setting('fsync')"
         )
+        rows = await database.fetch(
+            "SELECT name, state, version,"
+            " CAST(extract(epoch FROM clock_timestamp() - beat_at) AS DOUBLE PRECISION)"
+            " FROM nodes WHERE state <> 'gone' ORDER BY name"
+        )
+    nodes = ", ".join(_describe_node(row, settings.lease_secs) for row in rows)
     return (
-        f"PostgreSQL {version}, synchronous_commit={sync}, fsync={fsync},"
-        f" {nodes} running nodes; agents on several nodes need a key that does not change"
+        f"PostgreSQL {version}, synchronous_commit={sync}, fsync={fsync};"
+        f" nodes: {nodes or 'none'}; agents on several nodes need a key that does not change"
     )
+
+
+def _describe_node(row: tuple[Any, ...], lease_secs: float) -> str:
+    """The name of a node with its version, and what is unusual about it."""
+    name, state, version, age = row
+    found = [version]
+    if state != "up":
+        found.append(state)
+    if age > LATE_SHARE * lease_secs:
+        found.append(f"no beat for {age:.0f} s")
+    return f"{name} ({', '.join(found)})"
 
 
 async def join_cluster(

@@ -8,11 +8,13 @@ from collections.abc import AsyncIterator
 
 import pytest
 
+from server.config import Settings
 from server.errors import DatabaseError, Error
 from server.metrics import Metrics
 from server.storage.database import Database
 from server.storage.drivers.base import FencedError
 from server.storage.drivers.postgres import PostgresDriver
+from server.storage.engine import describe_engine
 from server.storage.lease import LEASE_TRANSITIONS, Lease, LeaseState
 from server.storage.nodes import NodeTable
 from server.storage.queries import Queries
@@ -222,6 +224,14 @@ async def test_beat_without_a_database_changes_nothing(a: Node) -> None:
     with pytest.raises(DatabaseError):
         await a.table.take(1, 1.0)
     assert a.states == []
+
+
+async def test_nodes_are_described_to_the_operator(url: str, a: Node, b: Node) -> None:
+    await a.table.set_state(a.number, "draining")
+    await b.make_late(LEASE_SECS)
+    found = await describe_engine(Settings(cluster_url=url, lease_secs=LEASE_SECS))
+    assert "a (1, draining" in found
+    assert "b (1, no beat for" in found
 
 
 def test_lost_lease_is_final() -> None:

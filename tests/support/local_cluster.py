@@ -74,6 +74,12 @@ class LocalNode:
     def pid(self) -> int:
         return self._process.pid
 
+    def describe(self, *, is_ready: bool) -> str:
+        """The state of the node, for the person who tries the cluster."""
+        if self._process.returncode is not None:
+            return f"has ended ({self._process.returncode}); after its lease others take over"
+        return "is ready" if is_ready else "is not ready"
+
     async def is_ready(self, http: aiohttp.ClientSession) -> bool:
         with contextlib.suppress(aiohttp.ClientError, TimeoutError):
             async with http.get(f"http://127.0.0.1:{self.port}/readyz") as response:
@@ -103,7 +109,7 @@ class Balancer:
                 self._ready = [node for node in self._nodes if await node.is_ready(http)]
                 for node in self._nodes:
                     if (node in before) != (node in self._ready):
-                        say(f"{node.name} is {'ready' if node in self._ready else 'not ready'}")
+                        say(f"{node.name} {node.describe(is_ready=node in self._ready)}")
                 await asyncio.sleep(1)
 
     async def serve(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
