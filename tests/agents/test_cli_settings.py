@@ -160,6 +160,16 @@ async def test_cost_of_turns_counts(serve: Serve) -> None:
     assert usage == {"cost": cost, "context": {"used": 10, "size": 100}}
 
 
+@pytest.mark.slow
+async def test_odd_response_of_an_agent_does_not_end_its_session_forever(serve: Serve) -> None:
+    server = await serve(agent_backend="cli")
+    client = await server.client()
+    session = await client.create()
+    status, reply = await client.turn(session, script({"result": {"stopReason": 5}}))
+    assert (status, reply["code"]) == (502, "agent_failed")
+    assert (await client.turn(session, "hello"))[0] == 200
+
+
 def test_relay_notes_settings_of_its_own_session_only() -> None:
     settings = RelayedSettings()
     settings.note_request({"id": 1, "method": "session/new", "params": {}})

@@ -32,7 +32,7 @@ from ..process.programs import Program
 from ..program_output import last_output
 from ..prompt_handle import PromptHandle, PromptState
 from ..steering import WithoutOwnRequests
-from .commands import ENDED, AcpxCommandError, error_in, read_end
+from .commands import ENDED, JOURNAL_CORRUPT, AcpxCommandError, error_in, read_end
 from .prompt import CliPrompt
 from .reports import CliReports
 from .session import CliSession, FindCommands
@@ -254,6 +254,11 @@ class CliAgent(WithoutOwnRequests):
             return True
         if text is not None:
             self.observer.owes_preface = True
+        if error.code == JOURNAL_CORRUPT and not prompt.is_repaired:
+            prompt.is_repaired = True
+            await self.kill()
+            await asyncio.to_thread(acpx.delete_journal)
+            return await self._send(prompt)
         if transcript.refused and not session.is_fresh and not needs_login(transcript.refusal):
             return False
         raise session.start_error(error, transcript.refusal)

@@ -41,6 +41,9 @@ PLAN = "sandbox.json"
 ENDED = ("AGENT_DISCONNECTED", "AGENT_STARTUP_FAILED")
 """acpx's codes for an agent that has ended; the reason may be on its stderr."""
 
+JOURNAL_CORRUPT = "WATCH_JOURNAL_CORRUPT"
+"""acpx's code for a message of an agent in its files that acpx itself does not accept."""
+
 POLICIES = {
     "approve-all": "--approve-all",
     "approve-reads": "--approve-reads",
@@ -228,6 +231,12 @@ class AcpxCommands:
             if isinstance(message.get("error"), dict):
                 raise error_in(message["error"], stderr, self.secrets)
         raise error_in(None, stderr, self.secrets)
+
+    def delete_journal(self) -> None:
+        """Delete acpx's copy of the messages, which nothing needs. Blocking; nothing may run."""
+        names = self._data_dir.split(self._home)
+        for file in (self._home / ".acpx" / "sessions").glob("*.stream*.ndjson"):
+            safe_files.remove(*names, ".acpx", "sessions", file.name)
 
     async def end(self, grace: float = 0) -> None:
         """End all processes of the session, and kill those that are left after *grace* seconds."""

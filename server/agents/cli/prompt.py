@@ -18,6 +18,7 @@ class CliPrompt(PromptHandle):
 
     Attributes:
         program: the prompt's ``acpx prompt``, once it runs.
+        is_repaired: acpx refused its own files of the session, which were deleted then.
     """
 
     def __init__(self, agent: CliAgent, blocks: bytes, *, is_held: bool) -> None:
@@ -25,6 +26,7 @@ class CliPrompt(PromptHandle):
         self.program: Program | None = None
         self._agent = agent
         self._is_fresh = False
+        self.is_repaired = False
 
     def begin(self, program: Program) -> None:
         """Note that *program* sends the prompt; kill it if the prompt was withdrawn meanwhile."""
