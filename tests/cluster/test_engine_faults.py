@@ -12,7 +12,7 @@ import pytest_asyncio
 from ..support.client import failure
 from ..support.harness import eventually, script
 from ..support.postgres import Postgres, running_postgres
-from .nodes import LEASE_SECS, NodeCluster, running_nodes
+from .nodes import NodeCluster, running_nodes
 
 pytestmark = pytest.mark.slow
 
@@ -26,6 +26,8 @@ FULL = (
 FREE = "DROP TRIGGER full_log ON log; DROP TRIGGER full_turns ON turns"
 """Ends it."""
 LATENCY_SECS = 0.1
+LONGER_LEASE_SECS = 8
+"""A slow machine lets no node miss it."""
 
 
 @pytest.fixture
@@ -98,7 +100,9 @@ async def test_full_database_refuses_prompts_and_keeps_what_agents_write(
 async def test_database_that_hangs_stops_all_nodes_and_makes_none_take_over(
     own_postgres: Postgres, tmp_path: Path
 ) -> None:
-    async with running_nodes(own_postgres, tmp_path, 2) as cluster:
+    async with running_nodes(
+        own_postgres, tmp_path, 2, LEASE_SECS=str(LONGER_LEASE_SECS)
+    ) as cluster:
         one, two = cluster.nodes
         session_id = await one.client.create()
         near, far = await one.client.connect(session_id), await two.client.connect(session_id)
@@ -111,7 +115,7 @@ async def test_database_that_hangs_stops_all_nodes_and_makes_none_take_over(
         try:
             closing = (socket.until_closed() for socket in (near, far))
             assert await asyncio.gather(*closing) == [1012, 1012]
-            await asyncio.sleep(LEASE_SECS)
+            await asyncio.sleep(LONGER_LEASE_SECS)
         finally:
             own_postgres.resume()
 
