@@ -10,6 +10,8 @@ from collections.abc import Callable, Coroutine
 from typing import Any, TypeVar
 from weakref import WeakValueDictionary
 
+from .errors import DatabaseError
+
 Result = TypeVar("Result")
 
 logger = logging.getLogger(__name__)
@@ -170,11 +172,11 @@ class Supervisor:
                 try:
                     await self.execute(name, loop)
                     return
-                except Exception as error:
+                except Exception as error:  # noqa: BLE001 - both branches log it
                     if critical:
                         self._fail(name, error)
                         return
-                    logger.exception("the task %s failed; it restarts", name)
+                    _log_restart(name, error)
                 except asyncio.CancelledError:
                     task = asyncio.current_task()
                     if critical or task is None or task.cancelling():
@@ -190,3 +192,11 @@ class Supervisor:
         logger.critical("the task %s failed; the server stops", name, exc_info=error)
         self._failed.set()
         self.on_failure()
+
+
+def _log_restart(name: str, error: Exception) -> None:
+    """Log why a task restarts; without a traceback if the machine is at fault and not the code."""
+    if isinstance(error, DatabaseError) and error.is_transient:
+        logger.error("the task %s failed, and restarts: %s", name, error)
+    else:
+        logger.error("the task %s failed; it restarts", name, exc_info=error)

@@ -216,3 +216,22 @@ async def test_task_ends_if_its_owner_finishes_and_survives_other_cancels() -> N
     await owner.finish(0)
     assert task.done()
     assert not supervisor.running
+
+
+async def test_restart_after_a_transient_failure_is_logged_in_one_line(
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    failures = [DatabaseError("unable to open database file", is_transient=True), KeyError("x")]
+    done = asyncio.Event()
+
+    async def fail_twice() -> None:
+        if failures:
+            raise failures.pop(0)
+        done.set()
+
+    tasks = Tasks()
+    Supervisor().spawn(tasks, "index", fail_twice)
+    await done.wait()
+    transient, defect = [record for record in caplog.records if "index" in record.message]
+    assert (transient.exc_info, bool(defect.exc_info)) == (None, True)
+    await tasks.finish(0)

@@ -23,7 +23,7 @@ async def test_log_followed_during_the_query_of_the_heads_is_not_taken_for_delet
     monkeypatch.setattr(followed_log, "HEADS_POLL_SECS", 0)
     later: Any = mock.Mock(number=2, _known_head=0, has_gone_back=False, **idle())
     deleted: Any = mock.Mock(number=1, _known_head=0, has_gone_back=False, **idle())
-    node: Any = mock.Mock()
+    node: Any = mock.Mock(on_event={})
     follower = LogFollower(node, mock.Mock(), mock.Mock(), mock.Mock())
     asked: list[set[int]] = []
     done = asyncio.Event()
