@@ -90,7 +90,8 @@ async def test_reopen_is_refused_at_the_session_limit(serve: Serve) -> None:
     failure(await client.post(f"/sessions/{closed}/reopen"), 503, "pool_full")
     await close(client, opened)
     assert (await client.post(f"/sessions/{closed}/reopen"))[0] == 200
-    assert server.services.sessions.quotas.open_sessions == 1
+    quotas = server.services.sessions.quotas  # of a cluster: every few seconds
+    await eventually("1 open sessions", lambda: quotas.open_sessions == 1)
     failure(await client.post("/sessions", {}), 503, "pool_full")
 
 
@@ -120,7 +121,8 @@ async def test_session_is_still_open_after_a_restart(serve: Serve) -> None:
     await server.stop()
     again = await serve()
     client = Client(again.url, client.token, client.http)
-    assert again.services.sessions.quotas.open_sessions == 1
+    quotas = again.services.sessions.quotas  # of a cluster: every few seconds
+    await eventually("1 open sessions", lambda: quotas.open_sessions == 1)
     socket = await client.connect(session, after=0)
     await socket.turn("hello")
     assert socket.contexts() == ["new", "kept"]
@@ -291,7 +293,8 @@ async def test_interrupted_purge_is_completed_by_the_next_server(
     assert rows(again, "SELECT 1 FROM sessions") == []
     assert rows(again, "SELECT 1 FROM files") == []
     assert events(again, session)[-2:] == ["close", "hard_delete"]
-    assert again.services.sessions.quotas.open_sessions == 0
+    quotas = again.services.sessions.quotas  # of a cluster: every few seconds
+    await eventually("0 open sessions", lambda: quotas.open_sessions == 0)
 
 
 @pytest.mark.slow

@@ -7,7 +7,7 @@ import asyncio
 import pytest
 
 from ..conftest import Serve
-from ..support.harness import Client, Json
+from ..support.harness import Client, Json, eventually
 
 
 def refused(answer: tuple[int, Json]) -> None:
@@ -35,7 +35,8 @@ async def test_limit_is_exact_for_concurrent_requests(serve: Serve) -> None:
     client = await server.client()
     assert await create_many(client, 20) == [200] * 5 + [503] * 15
     assert (await client.get("/sessions"))[1]["count"] == 5
-    assert server.services.sessions.quotas.open_sessions == 5
+    quotas = server.services.sessions.quotas  # of a cluster: every few seconds
+    await eventually("5 open sessions", lambda: quotas.open_sessions == 5)
 
 
 async def test_server_limit_counts_the_sessions_of_all_apps(serve: Serve) -> None:
@@ -93,7 +94,8 @@ async def test_open_sessions_count_after_a_restart(serve: Serve) -> None:
     await server.stop()
     again = await serve(max_sessions=2)
     client = Client(again.url, client.token, client.http)
-    assert again.services.sessions.quotas.open_sessions == 1
+    quotas = again.services.sessions.quotas  # of a cluster: every few seconds
+    await eventually("1 open sessions", lambda: quotas.open_sessions == 1)
     await client.create()
     refused(await client.post("/sessions", {"agent": "mock"}))
 

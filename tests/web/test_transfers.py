@@ -13,7 +13,7 @@ from server.sessions.imports import parse_export
 
 from ..conftest import Serve
 from ..support.client import failure
-from ..support.harness import Client, LocalServer, script
+from ..support.harness import Client, LocalServer, eventually, script
 
 HOSTILE = '<script>alert(1)</script><img src=x onerror=alert(2)> & "quoted" 日本語'
 
@@ -75,7 +75,8 @@ async def test_imported_sessions_do_not_count_as_open(serve: Serve) -> None:
     data, _ = await exported(client, session)
     for _ in range(3):
         assert (await client.post("/sessions/import", data))[0] == 200
-    assert server.services.sessions.quotas.open_sessions == 1
+    quotas = server.services.sessions.quotas  # of a cluster: every few seconds
+    await eventually("1 open sessions", lambda: quotas.open_sessions == 1)
 
 
 @pytest.mark.parametrize("kind", ["markdown", "html"])
