@@ -53,7 +53,7 @@ function shortNameOf(name) {
 	if (!shortNames.has(name)) shortNames.set(name, `--${shortNames.size.toString(36)}`);
 	return shortNames.get(name);
 }
-// Who loads a part of the page later has the page: then what both use needs no chunk of its own.
+// A part that is loaded later is loaded by the page, so the modules that both use stay in the page.
 const PAGE = `${STATIC}app.js`;
 const loadedLater = {
 	name: 'loaded-later',
