@@ -305,7 +305,8 @@ class _Server:
         def busy() -> set[int]:
             return {session.row.n for session in sessions.cached.values() if session.is_busy}
 
-        return Indexer(index, queries, GrowthQueries(self._database), busy)
+        commits = (lambda: sessions.writer.commits) if self._engine is None else None
+        return Indexer(index, queries, GrowthQueries(self._database), busy, commits)
 
     async def _load_tokens(
         self, stack: contextlib.AsyncExitStack, queries: Queries, writer: DatabaseWriter

@@ -5,21 +5,22 @@ from __future__ import annotations
 import logging
 import random
 from collections.abc import Callable, Iterable, Sequence
-from typing import NamedTuple
+from typing import TYPE_CHECKING, NamedTuple
 
 from ..errors import Error, ErrorCode
-from ..storage.schema import Statement
+from ..storage.schema import LogRow, Statement
 from ..storage.shared_limits import free_session
 from ..tasks import Supervisor
+from . import notices
 from .bus import Bus, ClusterEngine
 from .channels import Channels
 from .membership import ElsewhereError
 
+if TYPE_CHECKING:
+    from ..storage.nodes import NodeRow
+
 logger = logging.getLogger(__name__)
 
-NOTICE_BYTES = 7000
-"""A notification has less than 8,000 bytes."""
-HEADS = "heads "
 CLAIMED = "claimed"
 """The event that names a session and its new owner."""
 LATE_BEATS = 5
@@ -30,6 +31,27 @@ _UNFINISHED = (
     " OR EXISTS (SELECT 1 FROM steers WHERE steers.session = sessions.n AND prompt IS NOT NULL))"
 )
 """Whether a server has left work in a session."""
+_WITHOUT_NODE = (
+    "sessions.owner IS NOT NULL AND sessions.owner <> ?1 AND NOT EXISTS"
+    " (SELECT 1 FROM nodes WHERE nodes.n = sessions.owner AND nodes.state <> 'gone')"
+)
+"""Whether the node of a session has ended."""
+_LOOK = (
+    "SELECT EXISTS (SELECT 1 FROM commands WHERE target = ?1),"  # noqa: S608
+    f" EXISTS (SELECT 1 FROM sessions WHERE {_WITHOUT_NODE}),"
+    " owned.ids, owned.works,"
+    " ARRAY(SELECT id FROM sessions WHERE owner IS NULL AND removed_at IS NULL"
+    " AND n IN (SELECT session FROM turns WHERE last_seq IS NULL)),"
+    # The rows that each node caches: the tokens, the shares, the webhooks and the push
+    # subscriptions of all apps.
+    " ARRAY[(SELECT md5(string_agg(name || ' ' || encode(hash, 'hex') || coalesce(options, ''),"
+    " ' ' ORDER BY name)) FROM tokens),"
+    " (SELECT md5(string_agg(id, ' ' ORDER BY id)) FROM shares),"
+    " (SELECT md5(string_agg(CAST(one AS TEXT), ' ' ORDER BY app_name)) FROM webhooks AS one),"
+    " (SELECT md5(string_agg(CAST(one AS TEXT), ' ' ORDER BY id)) FROM push_subscriptions AS one)]"
+    " FROM (SELECT array_agg(id) AS ids, array_agg(has_work) AS works"
+    f" FROM (SELECT id, {_UNFINISHED} AS has_work FROM sessions WHERE owner = ?1) AS own) AS owned"
+)
 
 
 class NodeInfo(NamedTuple):
@@ -50,6 +72,24 @@ class NodeInfo(NamedTuple):
     live: int
 
 
+class ClusterState(NamedTuple):
+    """The rows of the tables that concern a node.
+
+    Attributes:
+        has_messages: rows with messages to this node are left.
+        has_orphans: sessions are left whose nodes have ended.
+        owned: the sessions that this node owns, each with whether work is left in it.
+        waiting: the sessions without an owner in which a turn waits.
+        digest: changes with the rows that each node caches in memory.
+    """
+
+    has_messages: bool
+    has_orphans: bool
+    owned: list[tuple[str, bool]]
+    waiting: list[str]
+    digest: tuple[object, ...]
+
+
 def out_of_reach() -> Error:
     """The error for a request to a session whose node does not answer."""
     message = "the session's node is out of reach; retry"
@@ -62,12 +102,21 @@ class ClusterNode:
     Attributes:
         nodes: the nodes that are not gone, by number.
         on_heads: called with the session numbers and heads that another node reports.
+        on_entries: called with committed entries that another node reports.
+        on_nodes: called after a beat has found which nodes there are.
+        on_digest: called with the digest of each :meth:`look`.
         free_slots: returns the free slots of this node.
         is_draining: this node takes no sessions any more.
     """
 
     def __init__(
-        self, engine: ClusterEngine, number: int, supervisor: Supervisor, *, beat_secs: float
+        self,
+        engine: ClusterEngine,
+        number: int,
+        supervisor: Supervisor,
+        *,
+        beat_secs: float,
+        secret: bytes,
     ) -> None:
         self.number: int | None = number
         self.beat_secs = beat_secs
@@ -77,8 +126,11 @@ class ClusterNode:
         self.is_draining = False
         self.free_slots: Callable[[], int] = lambda: 1
         self.on_heads: Callable[[Sequence[tuple[int, int]]], None] = lambda heads: None
+        self.on_entries: Callable[[LogRow], None] = lambda row: None
+        self.on_nodes: Callable[[], None] = lambda: None
+        self.on_digest: Callable[[tuple[object, ...]], None] = lambda digest: None
         self.on_event: dict[str, Callable[[str], None]] = {}
-        self.bus = Bus(engine, number, supervisor)
+        self.bus = Bus(engine, number, supervisor, secret)
         self.bus.on_notice = self._notice
         self.channels = Channels(self.bus)
 
@@ -154,15 +206,46 @@ class ClusterNode:
             repeats=True,
         )
 
-    async def find_nodes(self) -> None:
-        """Read which nodes there are, and end the channels to nodes that have ended."""
-        rows = await self.engine.fetch(
-            "SELECT n, name, state, beat_at < clock_timestamp() - make_interval(secs => ?),"
-            " slots - live, live FROM nodes WHERE state <> 'gone'",
-            (LATE_BEATS * self.beat_secs,),
-        )
-        self.nodes = {row[0]: NodeInfo(*row) for row in rows}
+    def note_nodes(self, rows: Iterable[NodeRow]) -> None:
+        """Note which nodes there are, and end the channels to nodes that have ended."""
+        late_secs = LATE_BEATS * self.beat_secs
+        self.nodes = {
+            row.number: NodeInfo(
+                *(row.number, row.name, row.state),
+                is_late=row.age > late_secs,
+                free=row.slots - row.live,
+                live=row.live,
+            )
+            for row in rows
+        }
         self.channels.lose_nodes(self.nodes)
+        self.on_nodes()
+
+    def note_gone(self, numbers: Iterable[int]) -> None:
+        """Note that nodes have ended."""
+        for number in numbers:
+            self.nodes.pop(number, None)
+        self.channels.lose_nodes(self.nodes)
+        self.on_nodes()
+
+    async def look(self) -> ClusterState:
+        """Read what concerns this node, also what notifications have not reported.
+
+        It depends only on the tables, so it finds what another node has left half done.
+        """
+        [row] = await self.engine.fetch(_LOOK, (self._number,))
+        has_messages, has_orphans, ids, works, waiting, digest = row
+        if has_messages:
+            self.bus.look()
+        found = ClusterState(
+            has_messages,
+            has_orphans,
+            list(zip(ids or (), works or (), strict=True)),
+            list(waiting),
+            tuple(digest),
+        )
+        self.on_digest(found.digest)
+        return found
 
     async def take_over_sessions(self) -> None:
         """Take the sessions of nodes that have ended: those with work, and free the others.
@@ -173,19 +256,10 @@ class ClusterNode:
             "WITH f AS MATERIALIZED"  # noqa: S608
             " (SELECT n FROM nodes WHERE n = ?1 AND state <> 'gone' FOR SHARE)"
             f" UPDATE sessions SET owner = CASE WHEN {_UNFINISHED} THEN f.n END FROM f"
-            " WHERE sessions.owner IS NOT NULL AND sessions.owner <> ?1 AND NOT EXISTS"
-            " (SELECT 1 FROM nodes WHERE nodes.n = sessions.owner AND nodes.state <> 'gone')",
+            f" WHERE {_WITHOUT_NODE}",
             (self._number,),
             repeats=True,
         )
-
-    async def owned_sessions(self) -> list[tuple[str, bool]]:
-        """The sessions that this node owns, each with whether work is left in it."""
-        rows = await self.engine.fetch(
-            f"SELECT id, {_UNFINISHED} FROM sessions WHERE owner = ?",  # noqa: S608
-            (self._number,),
-        )
-        return [(session_id, bool(has_work)) for session_id, has_work in rows]
 
     async def release(self, ids: Sequence[str]) -> None:
         """Release sessions of this node that are not in its memory. None is in use."""
@@ -199,15 +273,6 @@ class ClusterNode:
     def announce(self, session: int) -> None:
         """Let the nodes that follow a session know that this one runs it now."""
         self.bus.announce(f"{CLAIMED} {session} {self._number}")
-
-    async def waiting_sessions(self) -> list[str]:
-        """The sessions without an owner in which a turn waits."""
-        rows = await self.engine.fetch(
-            "SELECT id FROM sessions WHERE owner IS NULL AND removed_at IS NULL"
-            " AND n IN (SELECT session FROM turns WHERE last_seq IS NULL)",
-            (),
-        )
-        return [row[0] for row in rows]
 
     def ownership_of(self, session: int, place: str) -> list[Statement]:
         """The statements that make this node the owner of a new session, and free its place."""
@@ -235,44 +300,28 @@ class ClusterNode:
         )
         return {number: (owner, head) for number, owner, head in rows}
 
-    async def digest(self) -> tuple[object, ...]:
-        """A value that changes with the rows that each node caches in memory.
-
-        These are the tokens, the shares, the webhooks and the push subscriptions of all apps.
-        """
-        rows = await self.engine.fetch(
-            "SELECT (SELECT md5(string_agg(name || ' ' || encode(hash, 'hex') || coalesce(options,"
-            " ''), ' ' ORDER BY name)) FROM tokens),"
-            " (SELECT md5(string_agg(id, ' ' ORDER BY id)) FROM shares),"
-            " (SELECT md5(string_agg(CAST(one AS TEXT), ' ' ORDER BY app_name))"
-            " FROM webhooks AS one),"
-            " (SELECT md5(string_agg(CAST(one AS TEXT), ' ' ORDER BY id))"
-            " FROM push_subscriptions AS one)",
-            (),
-        )
-        return tuple(rows[0])
-
     # Notifications
 
-    async def send_heads(self, node: int, heads: Sequence[tuple[int, int]]) -> None:
-        """Notify a node of the heads of logs that it follows."""
-        text = HEADS
-        for number, head in heads:
-            text += f"{number}:{head} "
-            if len(text) > NOTICE_BYTES:
-                await self.bus.notify(node, text)
-                text = HEADS
-        if text != HEADS:
-            await self.bus.notify(node, text)
+    async def report(
+        self, node: int, heads: Iterable[tuple[int, int]], entries: Iterable[str]
+    ) -> None:
+        """Notify a node of committed entries of the logs that it follows, or of their heads.
+
+        Args:
+            entries: of :func:`notices.entries_text`.
+        """
+        await self.bus.notify(node, *notices.heads_texts(heads), *entries, shows_commits=True)
 
     async def notify_all(self, kind: str, text: str = "") -> None:
         """Send an event to every node, also to this one. It may be lost."""
         await self.bus.notify_all(f"{kind} {text}")
 
     def _notice(self, notice: str) -> None:
-        if notice.startswith(HEADS):
-            pairs = (one.split(":") for one in notice.split()[1:])
-            self.on_heads([(int(number), int(head)) for number, head in pairs])
+        if notice.startswith(notices.ENTRIES):
+            self.on_entries(notices.row_of(notice))
+            return
+        if notice.startswith(notices.HEADS):
+            self.on_heads(notices.heads_of(notice))
             return
         kind, _, text = notice.partition(" ")
         if (handle := self.on_event.get(kind)) is not None:

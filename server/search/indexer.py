@@ -16,6 +16,8 @@ from .index import Hit, SearchIndex
 logger = logging.getLogger(__name__)
 
 INTERVAL_SECS = 0.5
+SHARED_INTERVAL_SECS = 1.0
+"""The interval if other servers write as well, so that each round is a query."""
 PAGE_BYTES = 256 << 10
 SEARCH_WAIT_SECS = 10
 """The longest time that a search waits for the searches of other apps."""
@@ -33,7 +35,7 @@ class Indexer:
     Args:
         queries, growth: of the main database.
         busy: returns the numbers of the sessions that run a turn. They are indexed afterwards.
-        interval: seconds between two rounds.
+        commits: returns the number of commits of this server; None if others write as well.
     """
 
     def __init__(
@@ -42,13 +44,14 @@ class Indexer:
         queries: Queries,
         growth: GrowthQueries,
         busy: Callable[[], Collection[int]],
-        interval: float = INTERVAL_SECS,
+        commits: Callable[[], int] | None,
     ) -> None:
         self._index = index
         self._queries = queries
         self._growth = growth
         self._busy = busy
-        self._interval = interval
+        self._commits = commits
+        self._interval = SHARED_INTERVAL_SECS if commits is None else INTERVAL_SECS
         self._last_log_row = 0
         self._last_session = 0
         self._due: set[int] = set()
@@ -57,20 +60,24 @@ class Indexer:
     async def run(self) -> None:
         """Index forever. After a failure of a database it begins again."""
         await self._find_missing()
+        seen: int | None = None
+        is_behind = True
         while True:
-            await self.update()
+            commits = self._commits() if self._commits is not None else None
+            if is_behind or commits is None or commits != seen:
+                is_behind = await self.update()
+                seen = commits
             await asyncio.sleep(self._interval)
 
-    async def update(self) -> None:
-        """Index what has been said since the last round."""
-        grown = await self._growth.log_growth(self._last_log_row)
-        if grown is None:
-            await self._find_missing()
-        else:
-            self._last_log_row, sessions = grown
-            created = await self._growth.session_numbers(after=self._last_session)
-            self._last_session = max([self._last_session, *created])
-            self._due.update(sessions, created)
+    async def update(self) -> bool:
+        """Index what has been said since the last round.
+
+        Returns:
+            Whether something is left for the next round.
+        """
+        last_row, last_session = await self._growth.newest()
+        if last_row != self._last_log_row or last_session > self._last_session:
+            await self._find_grown()
         failure: Exception | None = None
         for session in sorted(self._due - set(self._busy())):
             try:
@@ -81,6 +88,18 @@ class Indexer:
                 self._due.discard(session)
         if failure is not None:  # the other sessions are indexed nevertheless
             raise failure
+        return bool(self._due) or self._last_log_row < last_row
+
+    async def _find_grown(self) -> None:
+        """Find the sessions that are new or have new entries."""
+        grown = await self._growth.log_growth(self._last_log_row)
+        if grown is None:
+            await self._find_missing()
+            return
+        self._last_log_row, sessions = grown
+        created = await self._growth.session_numbers(after=self._last_session)
+        self._last_session = max([self._last_session, *created])
+        self._due.update(sessions, created)
 
     async def find(self, app_name: str, query: str, limit: int) -> list[tuple[Hit, str]]:
         """The newest hits of an app, each with the JSON of its session's ``meta``."""

@@ -24,9 +24,13 @@ class SessionChanges:
     """Gathers the changes of all sessions, and reports them to the followers of each app.
 
     An app without a follower costs nothing but a look-up.
+
+    Attributes:
+        on_followed: called when the apps may have changed whose changes on other nodes are wanted.
     """
 
     def __init__(self) -> None:
+        self.on_followed: Callable[[], None] = lambda: None
         self._followers: defaultdict[str, set[Notify]] = defaultdict(set)
         self._local: defaultdict[str, set[Notify]] = defaultdict(set)
         self._changed: dict[str, dict[Session, None]] = {}
@@ -41,6 +45,7 @@ class SessionChanges:
         self._followers[app_name].add(notify)
         if is_local:
             self._local[app_name].add(notify)
+            self.on_followed()
 
     def followed_apps(self) -> list[str]:
         """The apps whose changes on other nodes are wanted here."""
@@ -56,6 +61,7 @@ class SessionChanges:
             by_app[app_name].discard(notify)
             if not by_app[app_name]:
                 del by_app[app_name]
+        self.on_followed()
 
     def add(self, session: Session) -> None:
         """Report that *session* was opened or closed, or that its state may have changed."""

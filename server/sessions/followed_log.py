@@ -1,8 +1,9 @@
 """Logs of sessions that another node of the cluster runs.
 
 A node opens a channel to each owner of such a session and names the sessions there. The owner
-answers each commit with a notification of the new heads, and this node reads the entries from the
-database. A notification may be lost, so the heads are also read once a second.
+answers each commit with a notification. It has the new entries if they are few, and otherwise the
+new heads; then this node reads the entries from the database. A notification may be lost, so the
+heads are also read once a second.
 """
 
 from __future__ import annotations
@@ -12,11 +13,10 @@ import contextlib
 import dataclasses
 import logging
 from collections.abc import Callable, Sequence
-from typing import Any
 
 from ..cluster.channels import ChannelLostError, NodeChannel
 from ..cluster.node import CLAIMED, ClusterNode
-from ..codec import dumps, loads
+from ..codec import dumps
 from ..errors import DatabaseError
 from ..storage.queries import Queries
 from ..storage.schema import LogRow
@@ -119,6 +119,17 @@ class FollowedLog(LogReader):
             if self._reading is None:
                 self._reading = asyncio.create_task(self._read_new(), name="followed-log")
 
+    def note_entries(self, row: LogRow) -> None:
+        """Take committed entries that the owner has sent, or read them if some before are missing.
+
+        After a failover of the database they are read as well, and the log is checked.
+        """
+        is_certain = self._losses.failovers() == self._checked_failovers and not self._has_gone_back
+        if is_certain and self._reading is None and row.first_seq == self.head + 1:
+            self._known_head = max(self._known_head, row.last_seq)
+            self.publish([row])
+        self.note_head(row.last_seq)
+
     def publish(self, rows: Sequence[LogRow]) -> None:
         if rows:
             last = rows[-1].body.rpartition(b"\n")[2]
@@ -168,6 +179,8 @@ class LogFollower:
         self._named: dict[int, set[str]] = {}
         self._tasks = Tasks()
         node.on_heads = self._note_heads
+        node.on_entries = self._note_entries
+        self._has_followed = asyncio.Event()
         node.on_event[CLAIMED] = self._note_claim
 
     def __len__(self) -> int:
@@ -197,6 +210,7 @@ class LogFollower:
         self._users[number] = self._users.get(number, 0) + 1
         if number not in self._followed:
             self._followed[number] = (session_id, log)
+            self._has_followed.set()
             self._set_owner(number, owner)
             self._tasks.spawn(log.remember(), "followed-log-last")
         elif self._followed[number][1].has_gone_back:
@@ -213,9 +227,10 @@ class LogFollower:
     async def watch(self) -> None:
         """Read the heads and the owners once a second, forever."""
         while True:
-            await asyncio.sleep(HEADS_POLL_SECS)
             if not self._followed:
-                continue
+                self._has_followed.clear()
+                await self._has_followed.wait()
+            await asyncio.sleep(HEADS_POLL_SECS)
             asked = set(self._followed)  # more may follow during the query
             try:
                 found = await self._node.heads_of(asked)
@@ -240,6 +255,10 @@ class LogFollower:
         for number, head in heads:
             if (entry := self._followed.get(number)) is not None:
                 entry[1].note_head(head)
+
+    def _note_entries(self, row: LogRow) -> None:
+        if (entry := self._followed.get(row.session)) is not None:
+            entry[1].note_entries(row)
 
     def _note_claim(self, text: str) -> None:
         number, owner = map(int, text.split())
@@ -286,87 +305,3 @@ class LogFollower:
         if self._channels.get(owner) is channel:
             del self._channels[owner]
             self._named.pop(owner, None)
-
-
-class HeadReporter:
-    """Tells other nodes the heads of the logs that they follow.
-
-    Args:
-        loaded: returns the session with an id, if it is in memory.
-    """
-
-    def __init__(self, node: ClusterNode, loaded: Callable[[str], Any]) -> None:
-        self._node = node
-        self._loaded = loaded
-        self._due: dict[int, dict[int, int]] = {}
-        self._sending: set[int] = set()
-        self._tasks = Tasks()
-        node.channels.servers[FOLLOW] = self._serve
-
-    async def stop(self) -> None:
-        await self._tasks.finish(0)
-
-    async def _serve(self, channel: NodeChannel) -> None:
-        """Report the heads of the sessions that *channel* names, until it ends."""
-        followed: dict[str, tuple[Any, Callable[[], None]]] = {}
-        missing: set[str] = set()
-        looking = asyncio.create_task(self._look(channel.partner, followed, missing))
-        try:
-            async for piece in channel:
-                order: dict[str, str] = loads(piece)
-                if (session_id := order.get("add")) is not None:
-                    missing.add(session_id)
-                    self._attach(channel.partner, followed, missing)
-                elif (session_id := order.get("drop")) is not None:
-                    missing.discard(session_id)
-                    if session_id in followed:
-                        session, notify = followed.pop(session_id)
-                        session.log.unsubscribe(notify)
-        finally:
-            looking.cancel()
-            for session, notify in followed.values():
-                session.log.unsubscribe(notify)
-
-    async def _look(
-        self, node: int, followed: dict[str, tuple[Any, Callable[[], None]]], missing: set[str]
-    ) -> None:
-        """Attach to sessions that are loaded, or loaded again, later."""
-        while True:
-            await asyncio.sleep(HEADS_POLL_SECS)
-            for session_id, (session, notify) in tuple(followed.items()):
-                if self._loaded(session_id) is not session:
-                    session.log.unsubscribe(notify)
-                    del followed[session_id]
-                    missing.add(session_id)
-            self._attach(node, followed, missing)
-
-    def _attach(
-        self, node: int, followed: dict[str, tuple[Any, Callable[[], None]]], missing: set[str]
-    ) -> None:
-        for session_id in tuple(missing):
-            session = self._loaded(session_id)
-            if session is None:
-                continue
-            number, log = session.row.n, session.log
-
-            def notify(number: int = number, log: LogReader = log) -> None:
-                self._note(node, number, log.head)
-
-            missing.discard(session_id)
-            followed[session_id] = session, notify
-            log.subscribe(notify)
-            notify()
-
-    def _note(self, node: int, number: int, head: int) -> None:
-        self._due.setdefault(node, {})[number] = head
-        if node not in self._sending:
-            self._sending.add(node)
-            self._tasks.spawn(self._send(node), f"heads-to-node-{node}")
-
-    async def _send(self, node: int) -> None:
-        """Send all heads that are due; those that change meanwhile follow together."""
-        try:
-            while heads := self._due.pop(node, None):
-                await self._node.send_heads(node, list(heads.items()))
-        finally:
-            self._sending.discard(node)

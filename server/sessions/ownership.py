@@ -7,7 +7,9 @@ another node, has left half done.
 from __future__ import annotations
 
 import asyncio
+import itertools
 import logging
+from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
 from ..cluster.node import ClusterNode
@@ -21,6 +23,12 @@ if TYPE_CHECKING:
 
 logger = logging.getLogger(__name__)
 
+ROUND_SECS = 0.8
+"""The longest time between two looks at the tables: a revocation that no notification has reported
+takes effect within a second."""
+PROOF_ROUNDS = 3
+"""The connection for notifications is tried once in so many rounds."""
+LOOK_UPS_AT_ONCE = 8
 COUNT_SECS = 2.0
 WAITING = "waiting"
 """The event that tells the other nodes of released sessions in which turns wait."""
@@ -42,16 +50,18 @@ class SessionOwnership:
         self._is_due.set()
 
     async def run(self) -> None:
-        """Tend the sessions at each beat, and when another node has released some; forever."""
-        while True:
+        """Tend the sessions in rounds, and when another node has released some; forever."""
+        for number in itertools.count():
             self._is_due.clear()
             try:
-                async with asyncio.timeout(self._node.beat_secs):
+                async with asyncio.timeout(min(self._node.beat_secs, ROUND_SECS)):
                     await self._is_due.wait()
             except TimeoutError:
                 pass
             try:
-                await self._node.bus.prove_listener()
+                if number % PROOF_ROUNDS == 0:
+                    await self._node.bus.prove_listener()
+                await self._node.bus.sweep()
                 idle = await self.tend()
                 if not self._node.is_draining:
                     await self._releaser.release_unused(idle)
@@ -74,20 +84,21 @@ class SessionOwnership:
         Returns:
             The sessions of this node without unfinished work in the database.
         """
-        await self._node.find_nodes()
-        await self._node.take_over_sessions()
-        owned = await self._node.owned_sessions()
-        for session_id, has_work in owned:
-            if (
-                has_work
-                and not self._node.is_draining
-                and self._sessions.loaded(session_id) is None
-            ):
-                await self._look_up(session_id)
+        found = await self._node.look()
+        if found.has_orphans:
+            await self._node.take_over_sessions()
+            found = await self._node.look()
         if not self._node.is_draining:
-            for session_id in await self._node.waiting_sessions():
-                await self._look_up(session_id)
-        return [session_id for session_id, has_work in owned if not has_work]
+            left = [session_id for session_id, has_work in found.owned if has_work]
+            await self._look_up_all(
+                [*(one for one in left if self._sessions.loaded(one) is None), *found.waiting]
+            )
+        return [session_id for session_id, has_work in found.owned if not has_work]
+
+    async def _look_up_all(self, ids: Sequence[str]) -> None:
+        for start in range(0, len(ids), LOOK_UPS_AT_ONCE):
+            several = ids[start : start + LOOK_UPS_AT_ONCE]
+            await asyncio.gather(*(self._look_up(session_id) for session_id in several))
 
     async def _look_up(self, session_id: str) -> None:
         """Load a session, which recovers or adopts it."""
@@ -108,7 +119,7 @@ class SessionOwnership:
         await asyncio.gather(*self._sessions.loading.values(), return_exceptions=True)
         sessions = tuple(self._sessions.in_memory())
         await asyncio.gather(*(self._hand_over_one(session, timeout) for session in sessions))
-        for session_id, _ in await self._node.owned_sessions():
+        for session_id, _ in (await self._node.look()).owned:
             if (session := self._sessions.loaded(session_id)) is not None:
                 await self._hand_over_one(session, timeout)
         await self._sessions.writer.commit([self._release_rest()])

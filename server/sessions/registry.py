@@ -261,8 +261,7 @@ class SessionRegistry:
             take_up = session.succession.adopt if was_free else session.succession.recover
             await take_up()
         self.add(session)
-        if was_free:
-            self.cluster.announce(row.n)
+        self.cluster.announce(row.n)  # those that follow it need not notice by themselves
         return session
 
     async def load(self, row: SessionRow) -> Session:

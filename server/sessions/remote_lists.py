@@ -28,7 +28,8 @@ VIEWS, LIST = "session-views", "session-list"
 an app."""
 ANSWER_SECS = 2.0
 """The time after which a list is made without the answer of another node."""
-ROUND_SECS = 0.2
+OPEN_AGAIN_SECS = 0.2
+"""The time after the end of a channel before it is opened again."""
 
 
 class ListedSession(msgspec.Struct, frozen=True, eq=False):
@@ -66,6 +67,8 @@ class RemoteLists:
         self._sessions = sessions
         self._channels: dict[tuple[str, int], NodeChannel] = {}
         self._tasks = Tasks()
+        self._is_due = asyncio.Event()
+        node.on_nodes = sessions.changes.on_followed = self._is_due.set
         node.channels.servers[VIEWS] = self._serve_views
         node.channels.servers[LIST] = self._serve_list
 
@@ -116,7 +119,7 @@ class RemoteLists:
     async def run(self) -> None:
         """Follow the lists of the apps that clients of this node follow, on all nodes; forever."""
         while True:
-            await asyncio.sleep(ROUND_SECS)
+            self._is_due.clear()
             apps = self._sessions.changes.followed_apps()
             wanted = {
                 (app, number)
@@ -129,6 +132,7 @@ class RemoteLists:
             for key in wanted - self._channels.keys():
                 channel = self._channels[key] = self._node.channels.open(key[1], LIST)
                 self._tasks.spawn(self._read(key, channel), f"list-of-node-{key[1]}")
+            await self._is_due.wait()
 
     async def _read(self, key: tuple[str, int], channel: NodeChannel) -> None:
         try:
@@ -142,6 +146,7 @@ class RemoteLists:
             channel.close()
             if self._channels.get(key) is channel:
                 del self._channels[key]
+                asyncio.get_running_loop().call_later(OPEN_AGAIN_SECS, self._is_due.set)
 
     async def _report(self, app_name: str, states: Sequence[dict[str, Any]]) -> None:
         found = []

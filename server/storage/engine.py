@@ -33,12 +33,14 @@ class SharedEngine:
     Attributes:
         lease: of this node.
         name: of this node.
+        secret: of the cluster; only users that may read its tables know it.
         limits: that hold for all nodes together.
     """
 
-    def __init__(self, driver: PostgresDriver, lease: Lease, name: str) -> None:
+    def __init__(self, driver: PostgresDriver, lease: Lease, name: str, secret: bytes) -> None:
         self.driver = driver
         self.lease = lease
+        self.secret = secret
         self.limits = SharedLimits(driver, lease.number)
         self.tasks = Tasks()
         self.name = name
@@ -189,7 +191,7 @@ async def join_cluster(
             await table.set_state(number, "gone")
 
     stack.push_async_callback(leave)
-    engine = SharedEngine(driver, lease, node_name(settings))
+    engine = SharedEngine(driver, lease, node_name(settings), await table.secret())
     supervisor.spawn(engine.tasks, "lease", lease.run)
     supervisor.spawn(engine.tasks, "lease-watch", lease.watch)
     supervisor.spawn(engine.tasks, "engine", engine.measure)

@@ -65,6 +65,14 @@ class GrowthQueries:
         rows = await self._database.fetch(_LAST_ROW[self._database.engine])
         return int(rows[0][0])
 
+    async def newest(self) -> tuple[int, int]:
+        """The number of the last row of the log, and that of the newest session."""
+        [(row, session)] = await self._database.fetch(
+            f"SELECT ({_LAST_ROW[self._database.engine]}),"
+            " (SELECT coalesce(max(n), 0) FROM sessions)"
+        )
+        return int(row), int(session)
+
     async def log_heads(self) -> dict[int, int]:
         """The last position of each session's log."""
         rows = await self._database.fetch(

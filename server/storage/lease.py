@@ -67,6 +67,7 @@ class Lease:
         followers: called with each new state.
         on_beat: called with the time at which a successful beat was sent.
         on_gone: called with the numbers of nodes that this node has set to gone.
+        on_nodes: called with the nodes that a beat has found.
         load: returns the limit and the number of this node's agents.
     """
 
@@ -84,6 +85,7 @@ class Lease:
         self.followers: list[Callable[[LeaseState], None]] = []
         self.on_beat: Callable[[float], None] = lambda sent_at: None
         self.on_gone: Callable[[list[int]], None] = lambda numbers: None
+        self.on_nodes: Callable[[list[NodeRow]], None] = lambda nodes: None
         self.load: Callable[[], tuple[int, int]] = lambda: (0, 0)
         self._table = table
         self._clock = clock
@@ -145,6 +147,7 @@ class Lease:
         self._last_beat = sent_at
         self.nodes = nodes
         self.on_beat(sent_at)
+        self.on_nodes(nodes)
         self._move_to(LeaseState.HELD)
         self._has_beaten.set()
         try:

@@ -6,9 +6,11 @@ used twice, not even in a database that was restored from a backup.
 
 from __future__ import annotations
 
+import secrets
 from typing import NamedTuple
 
 from ..errors import DatabaseError
+from . import statements
 from .drivers.postgres import PostgresDriver
 
 KEPT_MARKS = 100
@@ -16,6 +18,8 @@ KEPT_MARKS = 100
 KEPT_NODE_SECS = 7 * 86400
 """Nodes that have ended stay in the table for this time, for the operator."""
 REGISTER_ATTEMPTS = 20
+SECRET_KEY = "cluster_secret"  # noqa: S105
+"""The key of the secret of the cluster among the stored values of the server."""
 
 
 class NodeRow(NamedTuple):
@@ -24,12 +28,15 @@ class NodeRow(NamedTuple):
     Attributes:
         state: ``up`` or ``draining``.
         age: seconds since its last beat, by the engine's clock.
+        slots, live: the limit and the number of its agents.
     """
 
     number: int
     name: str
     state: str
     age: float
+    slots: int = 0
+    live: int = 0
 
 
 class NodeTable:
@@ -88,12 +95,21 @@ class NodeTable:
             " WHERE n = ?1 AND state <> 'gone' RETURNING n)"
             " SELECT nodes.n, name, state,"
             " CAST(extract(epoch FROM clock_timestamp() - beat_at) AS DOUBLE PRECISION),"
-            " (SELECT n FROM me) FROM nodes WHERE state <> 'gone' ORDER BY nodes.n",
+            " slots, live, (SELECT n FROM me) FROM nodes WHERE state <> 'gone' ORDER BY nodes.n",
             (number, slots, live),
             timeout=timeout,
         )
-        has_lease = any(row[4] is not None for row in rows)
-        return has_lease, [NodeRow(*row[:4]) for row in rows]
+        has_lease = any(row[6] is not None for row in rows)
+        return has_lease, [NodeRow(*row[:6]) for row in rows]
+
+    async def secret(self) -> bytes:
+        """The secret of the cluster, which its first node creates."""
+        query = "SELECT value FROM server WHERE name = ?", (SECRET_KEY,)
+        if not (rows := await self._driver.change(*query, repeats=True)):
+            created = statements.add_server_value(SECRET_KEY, secrets.token_bytes(32))
+            await self._driver.change(*created, repeats=True)
+            rows = await self._driver.change(*query, repeats=True)
+        return bytes(rows[0][0])
 
     async def take(self, number: int, lease_secs: float) -> bool:
         """Set another node to ``gone`` if its lease has ended. It waits for a commit of that node.
@@ -125,11 +141,16 @@ class NodeTable:
         await self._driver.check_tail()
 
     async def sweep(self, number: int) -> None:
-        """Delete the marks and the nodes that nobody needs any more."""
+        """Delete the marks, the messages and the nodes that nobody needs any more."""
         await self._driver.change(
             "DELETE FROM marks WHERE (n = ?1 AND k < ?2) OR n IN (SELECT n FROM nodes"
             " WHERE state = 'gone' AND beat_at < clock_timestamp() - interval '1 hour')",
             (number, self._driver.last_mark - KEPT_MARKS),
+            repeats=True,
+        )
+        await self._driver.change(
+            "DELETE FROM commands WHERE at < clock_timestamp() - interval '1 minute'"
+            " AND target NOT IN (SELECT n FROM nodes WHERE state <> 'gone')",
             repeats=True,
         )
         await self._driver.change(

@@ -6,6 +6,7 @@ that is being written. The places of a node that has ended do not count.
 
 from __future__ import annotations
 
+import time
 from collections.abc import Callable, Sequence
 from typing import Any, Protocol
 
@@ -13,14 +14,47 @@ from ..errors import DatabaseError, Error, not_stored
 from .schema import Statement
 from .usage import SPENT_ELSEWHERE
 
-_FULL_RATE = "CAST(?2 AS DOUBLE PRECISION)"
+PORTION_SHARE = 100
+"""A node takes this part of a large rate at once, as long as half of the rate is left."""
+PORTION_SECS = 2.0
+"""The time in which it spends the portion. As much as returns in this time is not given out."""
+_RATE = "CAST(?2 AS DOUBLE PRECISION)"
+_MOST = "CAST(?3 AS DOUBLE PRECISION)"
+_PORTION = "CAST(?4 AS DOUBLE PRECISION)"
 # After a change of the limit, what was spent before stays spent.
 _REMAINING = (
-    f"CASE WHEN r.per_minute <> {_FULL_RATE}"
-    f" THEN greatest(0, r.remaining + {_FULL_RATE} - r.per_minute)"
-    f" ELSE least({_FULL_RATE}, r.remaining + {_FULL_RATE} / 60"
-    " * greatest(0, CAST(extract(epoch FROM now() - r.at) AS DOUBLE PRECISION))) END"
+    f"least({_MOST}, CASE WHEN r.per_minute <> {_RATE}"
+    f" THEN greatest(0, r.remaining + {_RATE} - r.per_minute)"
+    f" ELSE r.remaining + {_RATE} / 60"
+    " * greatest(0, CAST(extract(epoch FROM now() - r.at) AS DOUBLE PRECISION)) END)"
 )
+
+
+def _left_of(remaining: str) -> str:
+    """The rest after a portion, or one, or none was taken."""
+    return (
+        f"({remaining}) - CASE WHEN ({remaining}) >= {_RATE} / 2 + 1"
+        f" THEN least({_PORTION}, floor(({remaining}) - {_RATE} / 2))"
+        f" WHEN ({remaining}) >= 1 THEN 1 ELSE 0 END"
+    )
+
+
+_TAKE_PROMPT = (
+    "INSERT INTO prompt_rates AS r (app_name, has_taken, remaining, per_minute, at)"
+    f" VALUES (?1, {_MOST} >= 1, {_left_of(_MOST)}, {_RATE}, now())"
+    " ON CONFLICT (app_name) DO UPDATE SET"
+    f" has_taken = ({_REMAINING}) >= 1, remaining = {_left_of(_REMAINING)},"
+    f" per_minute = {_RATE}, at = greatest(r.at, now()) RETURNING has_taken, remaining"
+)
+
+
+class _Portion:
+    """Prompts of an app that this node has taken from the common rate and may accept."""
+
+    def __init__(self, per_minute: int, count: int, until: float) -> None:
+        self.per_minute = per_minute
+        self.count = count
+        self.until = until
 
 
 class LimitsEngine(Protocol):
@@ -44,6 +78,7 @@ class SharedLimits:
         self.add: Callable[[Sequence[Statement]], None] = lambda statements: None
         self._engine = engine
         self._number = number
+        self._portions: dict[str, _Portion] = {}
 
     async def take_session(
         self, session_id: str, app_name: str, *, per_app: int, total: int
@@ -93,16 +128,28 @@ class SharedLimits:
         return int(size), int(count)
 
     async def take_prompt(self, app_name: str, per_minute: int) -> bool:
-        """Count a prompt of an app; False if it has sent too many of late."""
-        [(has_taken,)] = await self._fetch(
-            "INSERT INTO prompt_rates AS r (app_name, has_taken, remaining, per_minute, at)"
-            f" VALUES (?1, {_FULL_RATE} >= 1, greatest(0, {_FULL_RATE} - 1), {_FULL_RATE}, now())"
-            " ON CONFLICT (app_name) DO UPDATE SET"
-            f" has_taken = ({_REMAINING}) >= 1,"
-            f" remaining = ({_REMAINING}) - CASE WHEN ({_REMAINING}) >= 1 THEN 1 ELSE 0 END,"
-            f" per_minute = {_FULL_RATE}, at = greatest(r.at, now()) RETURNING has_taken",
-            (app_name, float(per_minute)),
-        )
+        """Count a prompt of an app; False if it has sent too many of late.
+
+        Of a large rate a node takes several at once, so that not every prompt waits for the
+        database. Those that it does not need are lost.
+        """
+        portion = self._portions.get(app_name)
+        is_valid = portion is not None and portion.per_minute == per_minute
+        if portion is not None and is_valid and portion.count and time.monotonic() < portion.until:
+            portion.count -= 1
+            return True
+        return await self._take_portion(app_name, per_minute)
+
+    async def _take_portion(self, app_name: str, per_minute: int) -> bool:
+        self._portions.pop(app_name, None)
+        until = time.monotonic() + PORTION_SECS
+        wanted = max(1, per_minute // PORTION_SHARE)
+        most = per_minute if wanted == 1 else per_minute * (1 - PORTION_SECS / 60)
+        values = (app_name, float(per_minute), float(most), float(wanted))
+        [(has_taken, remaining)] = await self._fetch(_TAKE_PROMPT, values)
+        # Below this, less than a whole portion may have been taken.
+        if has_taken and wanted > 1 and remaining >= per_minute / 2 + 1:
+            self._portions[app_name] = _Portion(per_minute, wanted - 1, until)
         return bool(has_taken)
 
     async def spent_elsewhere(self, app_name: str, since: float) -> list[tuple[str, int, float]]:

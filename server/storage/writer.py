@@ -67,6 +67,7 @@ class DatabaseWriter:
 
     Attributes:
         checkpointer: learns of every commit. Its :meth:`Checkpointer.run` must be run as a task.
+        commits: the number of groups that were committed.
     """
 
     def __init__(
@@ -79,6 +80,7 @@ class DatabaseWriter:
         checkpoints: CheckpointPolicy = CheckpointPolicy(),  # noqa: B008 - immutable
     ) -> None:
         self.checkpointer = Checkpointer(database, checkpoints)
+        self.commits = 0
         self._database = database
         self._metrics = metrics
         self._limits = limits
@@ -244,6 +246,7 @@ class DatabaseWriter:
         awaited = await self._write_group([*statements.insert_log(rows), *pending], size)
         if self._backlog <= self._limits.backlog_bytes and not self._has_large_entry:
             self._has_capacity.set()
+        self.commits += 1
         self.checkpointer.note_commit(size)
         for log, taken in self._committing.items():
             log.publish(taken)

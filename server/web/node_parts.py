@@ -20,7 +20,8 @@ from ..auth.shared_tickets import SharedTickets
 from ..cluster.membership import ALONE, Cluster
 from ..cluster.node import ClusterNode
 from ..errors import DatabaseError, Error
-from ..sessions.followed_log import HeadReporter, LogFollower, LossWatch
+from ..sessions.followed_log import LogFollower, LossWatch
+from ..sessions.head_reporter import HeadReporter
 from ..sessions.ownership import SessionOwnership
 from ..sessions.registry import SessionRegistry
 from ..sessions.remote_lists import RemoteLists
@@ -38,7 +39,6 @@ logger = logging.getLogger(__name__)
 
 TOKENS_CHANGED = "tokens"
 """The event for the other nodes after a change of tokens or shares."""
-REFRESH_POLL_SECS = 0.5
 RUNS_POLL_SECS = 30.0
 FROZEN_CLOSE_SECS = 5.0
 
@@ -61,7 +61,13 @@ def make_node(engine: SharedEngine | None, supervisor: Supervisor) -> Cluster:
     if engine is None:
         return ALONE
     lease = engine.lease
-    return ClusterNode(engine.driver, lease.number, supervisor, beat_secs=BEAT_SHARE * lease.secs)
+    return ClusterNode(
+        engine.driver,
+        lease.number,
+        supervisor,
+        beat_secs=BEAT_SHARE * lease.secs,
+        secret=engine.secret,
+    )
 
 
 def connect_beats(engine: SharedEngine | None, backend: Backend) -> None:
@@ -93,6 +99,7 @@ class NodeParts:
         self._lists = RemoteLists(node, sessions)
         self._reporter = HeadReporter(node, sessions.loaded)
         self._tokens_changed = asyncio.Event()
+        self._digest: tuple[object, ...] = ()
         self._has_taken_over = asyncio.Event()
         sessions.remote = RemoteSessions(node, self._follower, self._lists, sessions.queries)
         self._ownership = sessions.ownership = SessionOwnership(sessions, node)
@@ -128,8 +135,9 @@ class NodeParts:
 
         self._lease.followers.append(close_sockets)
         self._lease.on_gone = self._take_over
+        self._lease.on_nodes = node.note_nodes
+        node.on_digest = self._note_digest
         await self._lease.beat()
-        await node.find_nodes()
         node.bus.start()
         for name, loop in (
             ("cluster-channels", node.channels.watch),
@@ -152,8 +160,9 @@ class NodeParts:
             for part in (self._reporter, self._lists, self._follower, node.channels, node.bus):
                 await part.stop()
 
-    def _take_over(self, _: list[int]) -> None:
+    def _take_over(self, numbers: list[int]) -> None:
         """Take the sessions and the other work of nodes that have ended, without waiting."""
+        self._node.note_gone(numbers)
         self._ownership.notice()
         self._has_taken_over.set()
 
@@ -180,20 +189,21 @@ class NodeParts:
             await self._node.engine.change(adopt, (number,), repeats=True)
         await context.outbox.adopt(number)
 
+    def _note_digest(self, digest: tuple[object, ...]) -> None:
+        if digest != self._digest:
+            self._digest = digest
+            self._tokens_changed.set()
+
     async def _refresh(self, context: ServerContext) -> None:
         """Let what other nodes change in the tokens and the webhooks take effect, forever."""
-        known: tuple[object, ...] = ()
         while True:
-            with contextlib.suppress(TimeoutError):
-                async with asyncio.timeout(REFRESH_POLL_SECS):
-                    await self._tokens_changed.wait()
+            await self._tokens_changed.wait()
             self._tokens_changed.clear()
             try:
-                if (found := await self._node.digest()) != known:
-                    await context.tokens.refresh()
-                    await context.outbox.refresh()
-                    known = found
+                await context.tokens.refresh()
+                await context.outbox.refresh()
             except DatabaseError as error:
+                self._digest = ()  # the next round tries again
                 logger.debug("the changes of other nodes cannot be read: %s", error)
 
 

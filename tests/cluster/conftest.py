@@ -55,7 +55,7 @@ async def make_node(
                 "INSERT INTO nodes (n, name, version, state) VALUES (?, ?, '', 'up')",
                 (number, f"node-{number}"),
             )
-            node = ClusterNode(driver, number, Supervisor(), beat_secs=2)
+            node = ClusterNode(driver, number, Supervisor(), beat_secs=2, secret=b"secret")
             node.bus.start()
             stack.push_async_callback(node.bus.stop)
             stack.push_async_callback(node.channels.stop)

@@ -9,6 +9,7 @@ from unittest import mock
 import pytest
 
 from server.cluster.node import ClusterNode, NodeInfo
+from server.sessions import ownership as ownership_module
 from server.sessions.ownership import SessionOwnership
 from server.tasks import Supervisor
 from server.web.node_parts import NodeParts
@@ -19,7 +20,7 @@ from ..support.waiting import Deadline
 @pytest.fixture
 def full_node() -> ClusterNode:
     """Node 1, without a free slot; nodes 2 and 3 have reported theirs."""
-    node = ClusterNode(mock.Mock(), 1, Supervisor(), beat_secs=1)
+    node = ClusterNode(mock.Mock(), 1, Supervisor(), beat_secs=1, secret=b"")
     node.free_slots = lambda: 0
     node.nodes = {
         number: NodeInfo(number, f"node-{number}", "up", is_late=False, free=free, live=0)
@@ -39,8 +40,11 @@ def test_sessions_are_placed_on_the_node_with_more_free_slots(full_node: Cluster
     assert [full_node.place() for _ in range(4)] == [3] * 4
 
 
-async def test_sessions_of_a_node_that_was_taken_over_are_taken_before_the_next_beat() -> None:
-    node = mock.Mock(beat_secs=3600, on_event={}, bus=mock.Mock(prove_listener=mock.AsyncMock()))
+async def test_sessions_of_a_node_that_was_taken_over_are_taken_before_the_next_round(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(ownership_module, "ROUND_SECS", 3600)
+    node = mock.Mock(beat_secs=3600, on_event={}, bus=mock.AsyncMock())
     ownership = SessionOwnership(mock.Mock(), node)
     taken = asyncio.Event()
 
@@ -49,7 +53,7 @@ async def test_sessions_of_a_node_that_was_taken_over_are_taken_before_the_next_
 
     with mock.patch.object(ownership, "tend", tend):
         running = asyncio.create_task(ownership.run())
-        await asyncio.sleep(0)  # it waits for the next beat now
+        await asyncio.sleep(0)  # it waits for the next round now
         parts = mock.Mock(_ownership=ownership, _has_taken_over=asyncio.Event())
         NodeParts._take_over(parts, [2])
         async with Deadline("the sessions to be taken"):

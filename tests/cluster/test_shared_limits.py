@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import AsyncIterator, Awaitable, Callable
+from typing import Any
+from unittest import mock
 
 import pytest
 
@@ -13,8 +15,9 @@ from server.accounts.limits import Budget
 from server.agents.usage import Cost, Usage
 from server.cluster.node import ClusterNode
 from server.errors import Error, ErrorCode
+from server.storage import shared_limits
 from server.storage.drivers.postgres import PostgresDriver
-from server.storage.shared_limits import SharedLimits, free_session, free_upload
+from server.storage.shared_limits import PORTION_SECS, SharedLimits, free_session, free_upload
 
 MakeNode = Callable[[int], Awaitable[ClusterNode]]
 
@@ -88,6 +91,35 @@ async def test_prompts_of_two_nodes_share_one_rate(limits: list[SharedLimits]) -
     assert not await limits[0].take_prompt("none", 0)
     assert await limits[1].take_prompt("other", 1)
     assert not await limits[0].take_prompt("other", 1)
+
+
+async def test_node_takes_portions_of_a_large_rate_and_the_rate_is_never_exceeded(
+    limits: list[SharedLimits], driver: PostgresDriver, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    one, two = limits
+    clock = mock.Mock(monotonic=mock.Mock(return_value=0.0))
+    monkeypatch.setattr(shared_limits, "time", clock)
+    change = driver.change
+    queries = 0
+
+    async def count(*arguments: Any, **options: Any) -> Any:
+        nonlocal queries
+        queries += 1
+        await change("UPDATE prompt_rates SET at = now() + interval '1 hour'")  # none returns
+        return await change(*arguments, **options)
+
+    monkeypatch.setattr(driver, "change", count)
+    for _ in range(6):
+        assert await one.take_prompt("large", 600)
+    assert queries == 1
+    clock.monotonic.return_value = PORTION_SECS
+    assert await one.take_prompt("large", 600)
+    assert queries == 2
+    taken = 0
+    while await one.take_prompt("app", 300):
+        taken += 1 + await two.take_prompt("app", 300)
+    assert 270 <= taken <= 300
+    assert queries < taken
 
 
 class NodeAccounts:

@@ -81,6 +81,7 @@ ONLY_IN = {
     "asyncpg": {
         "storage.drivers.postgres",
         "storage.drivers.postgres_connections",
+        "storage.drivers.postgres_listener",
         "storage.drivers.postgres_tail",
     },
 }

@@ -25,6 +25,7 @@ from .postgres_connections import (
     migrate_engine,
     open_connection,
 )
+from .postgres_listener import connect_listener
 from .postgres_tail import EngineTail, is_marked
 from .translation import EngineStatement, engine_statements, from_engine, numbered, to_engine
 
@@ -179,7 +180,13 @@ class PostgresDriver:
         return [from_engine(row) for row in rows]
 
     async def _fetch(
-        self, connections: Connections, sql: str, parameters: Sequence[Any], *, repeats: bool
+        self,
+        connections: Connections,
+        sql: str,
+        parameters: Sequence[Any],
+        *,
+        repeats: bool,
+        shows_commits: bool = False,
     ) -> list[tuple[Any, ...]]:
         text, _ = numbered(sql)
         values = to_engine(parameters)
@@ -190,6 +197,8 @@ class PostgresDriver:
                 raise _closed_error()
             try:
                 async with connections.use() as connection:
+                    if shows_commits and self.tail.is_doubtful:
+                        raise DatabaseError("the database has failed over", is_transient=True)
                     is_sent = True
                     return [from_engine(row) for row in await connection.fetch(text, *values)]
             except LOST_CONNECTION as error:
@@ -328,32 +337,34 @@ class PostgresDriver:
     # Notifications.
 
     async def listen(
-        self, channels: Sequence[str], callback: Callable[[str, str], None]
+        self,
+        channels: Sequence[str],
+        callback: Callable[[str], None],
+        on_end: Callable[[], None],
     ) -> asyncpg.Connection:
-        """Open a connection that calls *callback* with the channel and the text of notifications.
+        """Open a connection for notifications; see :func:`connect_listener`.
 
         Raises:
             DatabaseError: the engine is out of reach.
         """
+        name = f"{self._name} listener"
+        return await connect_listener(self._url, name, self.tail, channels, callback, on_end)
 
-        def receive(_: object, __: int, channel: str, payload: object) -> None:
-            callback(channel, str(payload))
+    async def notify(
+        self, channel: str, payloads: Sequence[str], *, shows_commits: bool = False
+    ) -> None:
+        """Send notifications. They may be lost.
 
-        try:
-            connection = await open_connection(self._url, f"{self._name} listener")
-            try:
-                for channel in channels:
-                    await connection.add_listener(channel, receive)
-            except BaseException:
-                connection.terminate()
-                raise
-        except (*LOST_CONNECTION, asyncpg.PostgresError) as error:
-            raise database_error(error) from error
-        return connection
+        Args:
+            shows_commits: whether they contain what this node has committed. After a failover they
+                are not sent before the engine is known to have the last commit.
 
-    async def notify(self, channel: str, payload: str) -> None:
-        """Send a notification. It may be lost."""
-        await self.change("SELECT pg_notify(?, ?)", (channel, payload), repeats=True)
+        Raises:
+            DatabaseError: they were not sent, or the answer was lost.
+        """
+        sql = "SELECT pg_notify(?1, t.payload) FROM unnest(?2::text[]) AS t (payload)"
+        values = (channel, list(payloads))
+        await self._fetch(self._others, sql, values, repeats=True, shows_commits=shows_commits)
 
 
 def _closed_error() -> DatabaseError:
