@@ -27,7 +27,7 @@ NEAR = 0.95
 _MEMORY_WORDS = (
     "cannot allocate memory|enomem|memoryerror|heap out of memory|bad_alloc|out of memory"
 )
-# EAGAIN alone is no sign: it also means that nothing can be read now.
+# EAGAIN alone is not a sign: it also means that nothing can be read now.
 _PROCESS_WORDS = (
     r"cannot fork|can't start new thread|spawn [^\n]{0,200}eagain"
     r"|(fork|thread|clone)[^\n]{0,80}resource temporarily unavailable"

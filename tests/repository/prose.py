@@ -31,7 +31,7 @@ PROSE = {
     rf"(?<!left )(?<!leave )(?<!leaves )(?<!fall )(?<!falls )\bbehind (?!{PROXIES})": (
         '"behind" for time or order: write "after"'
     ),
-    r"\b(?:is|are|was|were|be|been|being) told\b|\btold (?:of|that|what|so)\b": (
+    r"\b(?:is|are|was|were|be|been|being) (?:\w+ )?told\b|\btold (?:of|that|what|so)\b": (
         'name the actor and the message: "receives", "reports", "gets"'
     ),
     r"\bas (?:many|much|long|far) as (?:(?:it|they|there|one) )?may\b": '"the limit is reached"',
@@ -47,7 +47,9 @@ PROSE = {
     rf"{SENTENCE}Where (?:an?|the|it|there|none|no|that|nothing|nobody|one)\b{NO_QUESTION}": (
         '"Where" for a condition: write "If"'
     ),
-    r"\b(?:this|that|it|which|and) is no (?!longer\b|more\b)[a-z]": 'write "is not a ..."',
+    r"(?<!here )\b(?:is|was) no (?!longer\b|more\b)[a-z]": 'write "is not a ..."',
+    r"\bfor (?:want|lack) of\b": '"because ... is missing"',
+    r"\b(?:viewers?|seams?)\b": "a private word: name the socket, the subscriber, the stdio proxy",
     r"\blest\b": '"so that ... not"',
     r"\banew\b": '"again"',
     r"\bchews?\b": '"parse", "process"',
@@ -72,6 +74,9 @@ TEST_HINT = "a test is named test_<subject>_<behaviour>"
 
 # Text that must stay as it is, with a reason.
 ALLOWED: dict[str, str] = {}
+
+MAX_PAGE_LINE = 120
+PAGE_LINE_HINT = f"a line of a page has at most {MAX_PAGE_LINE} characters"
 
 CACHE = ROOT / ".pytest_cache" / "prose"
 """The checksums of the files without findings."""
@@ -189,6 +194,16 @@ def html_texts(source: str) -> Iterator[Text]:
         yield Text(source.count("\n", 0, match.start()) + 1, (match[1] or match[2]).strip())
 
 
+def long_lines(source: str) -> Iterator[tuple[int, str]]:
+    """The lines of a page that are too long. Tables, code and links may have any length."""
+    is_code = False
+    for number, line in enumerate(source.splitlines(), 1):
+        if line.lstrip().startswith("```"):
+            is_code = not is_code
+        elif len(line) > MAX_PAGE_LINE and not is_code and not re.match(r"[|!<]|.*https?:", line):
+            yield number, line
+
+
 READERS = {
     ".py": python_texts,
     ".js": script_texts,
@@ -235,6 +250,9 @@ def check(name: str) -> Iterator[Finding]:
     for text in READERS[path.suffix](source):
         for passage, hint in check_text(text):
             yield Finding(name, text.line, passage, hint)
+    if path.suffix == ".md" and name != "CHANGELOG.md":
+        for number, text_line in long_lines(source):
+            yield Finding(name, number, text_line, PAGE_LINE_HINT)
     if path.suffix == ".py":
         banned = BANNED_NAMES
         if not name.startswith(("server/ws/", "server/web/listener", "tests/")):

@@ -99,6 +99,22 @@ def test_pages_name_only_existing_settings(path: Path) -> None:
     assert named <= {*config.variables(), *of_the_tests, *of_connect, *of_the_example}
 
 
+FACTORS = {"KiB": 1 << 10, "MiB": 1 << 20, "GiB": 1 << 30, "day": 86400}
+
+
+@pytest.mark.parametrize("path", PAGES, ids=page_id)
+def test_defaults_that_pages_give_are_those_of_the_code(path: Path) -> None:
+    """`NAME` 16 MiB, `NAME` (10) and 10 s (`NAME`)"""
+    text, settings = path.read_text("utf-8"), Settings()
+    figure = r"(?P<value>\d[\d,]*)(?: (?P<unit>KiB|MiB|GiB|day|s)\b)?"
+    name = rf"`{PREFIX}(?P<name>[A-Z_]+)`"
+    for pattern in (rf"{name} \(?{figure}", rf"{figure} \({name}\)"):
+        for match in re.finditer(pattern, text):
+            default = getattr(settings, match["name"].lower(), None)
+            value = int(match["value"].replace(",", "")) * FACTORS.get(match["unit"], 1)
+            assert default in (None, value), match[0]
+
+
 def test_systemd_unit_allows_enough_time_to_stop() -> None:
     unit = (DOCS / "howto" / "operations.md").read_text("utf-8")
     assert "\nKillMode=mixed\n" in unit, (
@@ -122,7 +138,10 @@ def down_types() -> set[str]:
     """The types of the frames that the code creates, read from its calls."""
     found = set()
     for path in modules().values():
-        for node in ast.walk(ast.parse(path.read_text("utf-8"))):
+        source = path.read_text("utf-8")
+        if not re.search(r"\bframe\(|log\.append\(", source):
+            continue  # parsing all modules takes a second
+        for node in ast.walk(ast.parse(source)):
             if not (isinstance(node, ast.Call) and node.args):
                 continue
             called, kind = ast.unparse(node.func), node.args[0]

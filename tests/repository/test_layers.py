@@ -88,7 +88,7 @@ ONLY_IN = {
 
 
 def name_of(path: Path) -> str:
-    """A file's module name below ``server``: ``agents.seam``; ``""`` is the package."""
+    """A file's module name below ``server``: ``agents.catalog``; ``""`` is the package."""
     parts = path.relative_to(SERVER).with_suffix("").parts
     return ".".join(parts[:-1] if parts[-1] == "__init__" else parts)
 

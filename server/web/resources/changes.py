@@ -145,7 +145,7 @@ async def get_changes(
     scope="manage",
     summary="Undo what the agent has changed",
     description="Restores the session's folder to its state before a turn, or to a snapshot. The"
-    " state that is replaced is kept as a snapshot. The log gets a notice; the agent is not told.",
+    " state that is replaced is kept as a snapshot. The log gets a notice; the agent gets none.",
     waits=("body", "work"),
     request_example={"turn_index": 1},
     example={
