@@ -10,6 +10,7 @@ import time
 from collections.abc import Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+from typing import NamedTuple
 
 import appends
 from measure import Samples, descendants, processor_ms, server_processes
@@ -33,29 +34,35 @@ ELSEWHERE = "clawdforge, on another node"
 THREE_NODES = "clawdforge, three nodes on PostgreSQL"
 
 
+class Setup(NamedTuple):
+    """The things that a measurement uses.
+
+    Attributes:
+        stack: ends the servers and clients of the measurement.
+        folder: an empty folder of the measurement's own.
+        environ: the environment of servers.
+    """
+
+    stack: contextlib.ExitStack
+    postgres: Postgres
+    folder: Path
+    environ: Mapping[str, str]
+
+
 class Nodes:
     """The nodes of one cluster, which have a common app.
 
     Args:
-        stack: ends the nodes.
         settings: of all nodes.
     """
 
-    def __init__(
-        self,
-        stack: contextlib.ExitStack,
-        postgres: Postgres,
-        folder: Path,
-        environ: Mapping[str, str],
-        **settings: str,
-    ) -> None:
-        folder.mkdir()
-        self._stack = stack
-        self._folder = folder
-        self._environ = environ
+    def __init__(self, setup: Setup, **settings: str) -> None:
+        self._setup = setup
+        self._folder = setup.folder / "nodes"
+        self._folder.mkdir()
         self._settings = {
-            "CLUSTER_URL": postgres.new_database(),
-            "SHARED_DIR": str(folder / "shared"),
+            "CLUSTER_URL": setup.postgres.new_database(),
+            "SHARED_DIR": str(self._folder / "shared"),
             "LEASE_SECS": str(LEASE_SECS),
             **settings,
         }
@@ -63,8 +70,9 @@ class Nodes:
 
     def start(self, name: str) -> Server:
         """Start a node, for the first time or after its end."""
-        node = Server(self._folder / name, self._environ, AGENT, NODE_NAME=name, **self._settings)
-        self._stack.callback(node.close)
+        environ = self._setup.environ
+        node = Server(self._folder / name, environ, AGENT, NODE_NAME=name, **self._settings)
+        self._setup.stack.callback(node.close)
         self._first = self._first or node
         node.use_app_of(self._first)
         return node
@@ -82,31 +90,24 @@ def measure_cluster(
             with contextlib.ExitStack() as stack:
                 own_folder = folder / measure_part.__name__.strip("_")
                 own_folder.mkdir()
-                measure_part(stack, postgres, own_folder, environ, report, quick)
+                measure_part(Setup(stack, postgres, own_folder, environ), report, quick=quick)
         _measure_appends(postgres, folder, report, quick=quick)
 
 
-def _measure_turns(
-    stack: contextlib.ExitStack,
-    postgres: Postgres,
-    folder: Path,
-    environ: Mapping[str, str],
-    report: Report,
-    quick: bool,
-) -> None:
+def _measure_turns(setup: Setup, report: Report, *, quick: bool) -> None:
     """Idle nodes, first updates and bursts: on SQLite, on the session's owner, and elsewhere."""
-    single = Server(folder / "single", environ, AGENT)
-    stack.callback(single.close)
-    nodes = Nodes(stack, postgres, folder / "nodes", environ)
+    single = Server(setup.folder / "single", setup.environ, AGENT)
+    setup.stack.callback(single.close)
+    nodes = Nodes(setup)
     one, two = nodes.start("node-1"), nodes.start("node-2")
-    _measure_idle_nodes(single, (one, two), postgres, report, quick=quick)
+    _measure_idle_nodes(single, (one, two), setup.postgres, report, quick=quick)
     targets = {
         ON_SQLITE: Clawdforge(single),
         OWNER: Clawdforge(one),
         ELSEWHERE: Clawdforge(two, one.create()),
     }
     for target in targets.values():
-        stack.callback(target.close)
+        setup.stack.callback(target.close)
         for _ in range(3):
             target.turn("hi", 1)
         target.turn(f"burst {BURST}", BURST)
@@ -186,18 +187,11 @@ def _measure_appends(postgres: Postgres, folder: Path, report: Report, *, quick:
     report.at_most("an append on three nodes, p99", found[THREE_NODES].p99, 2, "ms")
 
 
-def _measure_take_over(
-    stack: contextlib.ExitStack,
-    postgres: Postgres,
-    folder: Path,
-    environ: Mapping[str, str],
-    report: Report,
-    quick: bool,
-) -> None:
+def _measure_take_over(setup: Setup, report: Report, *, quick: bool) -> None:
     """From ``kill -9`` of a node until clients on another one have the end of its turns."""
-    nodes = Nodes(stack, postgres, folder / "nodes", environ)
+    nodes = Nodes(setup)
     one, two, _ = (nodes.start(f"node-{number}") for number in range(1, 4))
-    threads = stack.enter_context(ThreadPoolExecutor(FOLLOWED))
+    threads = setup.stack.enter_context(ThreadPoolExecutor(FOLLOWED))
     taken, restarted = Samples(), Samples()
     for number in range(2 if quick else 6):
         samples = restarted if number % 2 else taken
@@ -237,18 +231,10 @@ def _end_of_turn(follower: Clawdforge) -> float:
     return time.perf_counter()
 
 
-def _measure_placement(
-    stack: contextlib.ExitStack,
-    postgres: Postgres,
-    folder: Path,
-    environ: Mapping[str, str],
-    report: Report,
-    quick: bool,
-) -> None:
+def _measure_placement(setup: Setup, report: Report, *, quick: bool) -> None:
     """Three full nodes: where their agents are, and the first update beside them."""
     each = min(20 if quick else SLOTS, _free_mb() // AGENT_MB // 3)
-    settings = {"MAX_LIVE_AGENTS": str(each), "MAX_SESSIONS_PER_APP": "1000"}
-    nodes = Nodes(stack, postgres, folder / "nodes", environ, **settings)
+    nodes = Nodes(setup, MAX_LIVE_AGENTS=str(each), MAX_SESSIONS_PER_APP="1000")
     one = nodes.start("node-1")
     mine = [Clawdforge(one) for _ in range(each)]
     few = _first_updates(mine)
@@ -256,7 +242,7 @@ def _measure_placement(
     # All at one node, which is full and must find the free slots of the others.
     others = [Clawdforge(one) for _ in range(2 * each)]
     for client in (*mine, *others):
-        stack.callback(client.close)
+        setup.stack.callback(client.close)
     _first_updates(others)
     many = _first_updates(mine)
     live = [server.live_agents() for server in servers]

@@ -12,17 +12,15 @@ from typing import Any, NamedTuple
 
 from measure import Samples
 from report import Report
+from rivals import AcpxPrompt, SandboxAgent, StdioToWs
 from targets import (
     AGENT,
     ANSWER,
-    AcpxPrompt,
     BenchError,
     Clawdforge,
     HostAlone,
     RawPipe,
-    SandboxAgent,
     Server,
-    StdioToWs,
     Target,
 )
 
