@@ -174,11 +174,9 @@ class LiveSession:
             return
         fields = entry["request"]
         request = PermissionRequest(
-            entry["request_id"],
-            entry.get("turn_index", 0),
-            fields.get("toolCall") or {},
-            fields.get("options") or [],
-            entry["expires_at"],
+            tool_call=fields.get("toolCall") or {},
+            options=fields.get("options") or [],
+            **_fields_of_both(entry),
         )
         self._answer(request.request_id, self._answer_permission(request))
 
@@ -187,13 +185,11 @@ class LiveSession:
             return
         fields = entry["request"]
         question = Question(
-            entry["request_id"],
-            entry.get("turn_index", 0),
-            str(fields.get("message", "")),
-            str(fields.get("mode", "form")),
-            fields.get("requestedSchema") or {},
-            fields.get("url"),
-            entry["expires_at"],
+            message=str(fields.get("message", "")),
+            mode=str(fields.get("mode", "form")),
+            schema=fields.get("requestedSchema") or {},
+            url=fields.get("url"),
+            **_fields_of_both(entry),
         )
         self._answer(question.request_id, self._answer_question(question))
 
@@ -263,3 +259,12 @@ class LiveSession:
             if error.code != "not_found":  # another client has answered, or the request has expired
                 raise
         return None
+
+
+def _fields_of_both(entry: Any) -> dict[str, Any]:
+    """The fields that permission requests and questions have in common."""
+    return {
+        "request_id": entry["request_id"],
+        "turn_index": entry.get("turn_index", 0),
+        "expires_at": entry["expires_at"],
+    }
