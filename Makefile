@@ -118,14 +118,12 @@ lint: $(DEV_STAMP) $(ACPX_BUNDLE) ## Check style and types
 	@$(BIN)/ruff check --quiet .
 	@echo 'ruff format --check'
 	@$(BIN)/ruff format --quiet --check . || { echo 'Not formatted: run "make fmt".' >&2; exit 1; }
-	@echo 'mypy'
-	@$(BIN)/mypy
-	@echo 'biome check'
-	@$(alone) exec $(BIOME) check --error-on-warnings --log-level=error
-	@echo 'tsc'
-	@$(alone) exec $(TSC)
-	@echo 'prose'
-	@$(BIN)/python -m tests.repository.prose
+	@echo 'mypy, biome check, tsc, prose'
+	@log=$$(mktemp); status=0; $(BIN)/mypy >$$log 2>&1 & types=$$!; \
+		($(alone) exec $(BIOME) check --error-on-warnings --log-level=error) || status=1; \
+		($(alone) exec $(TSC)) || status=1; \
+		$(BIN)/python -m tests.repository.prose || status=1; \
+		wait $$types || status=1; cat $$log; rm $$log; exit $$status
 
 .PHONY: fmt
 fmt: $(DEV_STAMP) $(ACPX_BUNDLE) ## Format the code and fix what can be fixed
