@@ -36,7 +36,7 @@ from .support.raw_socket import RawSocket, open_raw_socket
 # acpx and the agents start hundreds of times, so Node stores their compiled code.
 os.environ.setdefault("NODE_COMPILE_CACHE", str(COMPILED))
 
-gc.disable()  # until the tests are collected: what that makes is no garbage
+gc.disable()  # until the tests are collected: collecting them makes no garbage
 
 
 def pytest_collection_finish() -> None:

@@ -18,7 +18,7 @@ from server.storage.queries import Queries
 from server.tasks import CriticalTaskError, Loop, Supervisor, Tasks
 
 from .conftest import Serve
-from .support.harness import ADMIN, MOCKS, Client, Deadline, eventually, script
+from .support.harness import ADMIN, MOCKS, Client, Deadline, busy_socket, eventually
 
 CRITICAL = "log-writer"
 OF_THE_SERVER = {
@@ -98,9 +98,7 @@ async def test_failure_of_log_writer_refuses_requests_and_fails_commits(
     server = await serve(supervisor=supervisor)
     client = await server.client()
     session = await client.create()
-    socket = await client.connect(session)
-    await socket.send("prompt", prompt=script({"say": "on it"}, {"wait_for": "cancel"}))
-    await socket.until_text("on it")
+    await busy_socket(client, session)
     writer = server.services.sessions.writer
     waiting = asyncio.create_task(writer.commit([("SELECT 1", ())]))
     await asyncio.sleep(0)

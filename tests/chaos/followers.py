@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import re
 from collections.abc import Callable
 
 from ..conftest import Connect
-from ..support.harness import Client
+from ..support.harness import Client, eventually
 from ..support.raw_socket import RawSocket
 
+RETRY_SECS = 0.1
 _ENTRY = re.compile(rb'\{"type":"(\w+)","seq":(\d+),')
 
 
@@ -44,11 +46,17 @@ class Follower:
         self.digests.append(hash(payload))
         self.ended += entry[1] == b"turn_end"
 
-    async def _connect_again(self) -> RawSocket:
+    async def _connect_again(self) -> RawSocket | None:
         self.connections += 1
-        return await self._connect(
-            self._client, self._session, after=self.last, receive_buffer=65536, sink=self._record
-        )
+        with contextlib.suppress(ConnectionError):  # the server is busy
+            return await self._connect(
+                self._client,
+                self._session,
+                after=self.last,
+                receive_buffer=65536,
+                sink=self._record,
+            )
+        return None
 
     async def follow(self, turns: int, lifetime: Callable[[], float] | None = None) -> None:
         """Read until *turns* turns have ended.
@@ -57,11 +65,7 @@ class Follower:
             lifetime: returns the seconds after which a connection is cut; None never cuts it.
         """
         while self.ended < turns:
-            try:
-                raw = await self._connect_again()
-            except ConnectionError:  # the server is busy: retry, as any client does
-                await asyncio.sleep(0.1)
-                continue
+            raw = await eventually("a connection", self._connect_again, pause=RETRY_SECS)
             try:
                 async with asyncio.timeout(None if lifetime is None else lifetime()):
                     while self.ended < turns and await raw.receive(65536):

@@ -8,11 +8,13 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import itertools
 import json
 import os
 import random
 import signal
 from collections import Counter
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -20,7 +22,7 @@ import aiohttp
 import pytest
 
 from ..cluster.nodes import LEASE_SECS, NodeCluster, running_nodes
-from ..support.harness import eventually, script
+from ..support.harness import Json, Socket, eventually, script
 from ..support.postgres import running_postgres
 from .conftest import Scenario
 
@@ -32,6 +34,9 @@ SESSIONS = 6
 SETTINGS = {"DRAIN_SECS": "5", "AGENT_IDLE_SECS": "0.5", "SWEEP_INTERVAL_SECS": "0.5"}
 """Idle sessions move between the nodes all the time."""
 FAILED = (aiohttp.ClientError, AssertionError, TimeoutError, OSError)
+OUTAGE_SECS = 120
+"""Within this time a node accepts requests again, whatever the faults."""
+RETRY_SECS = 0.2
 
 
 class History:
@@ -58,30 +63,32 @@ async def prompt(
     cluster: NodeCluster, history: History, session_id: str, dice: random.Random
 ) -> None:
     """Send prompts to one session, each with an id and until it is accepted, through any node."""
-    number = 0
-    while True:
-        number += 1
+    for number in itertools.count(1):
         steps = script({"repeat": {"times": dice.randint(3, 20), "steps": [{"say": "{i} "}]}})
         prompt_id = f"p{number}"
-        while True:
-            client = dice.choice(cluster.nodes).client
-            try:
-                async with asyncio.timeout(20):
-                    status, reply = await client.post(
-                        f"/sessions/{session_id}/turn",
-                        {"prompt": steps},
-                        headers={"Idempotency-Key": prompt_id},
-                    )
-            except FAILED:
-                await asyncio.sleep(0.2)
-                continue
-            if "turn_index" in reply:
-                history.accepted.setdefault(session_id, set()).add(prompt_id)
-                break
-            if status < 500 and status != 429:
-                history.anomalies.append(f"{session_id} {prompt_id}: {status} {reply}")
-                return
-            await asyncio.sleep(0.2)
+        send = partial(send_prompt, cluster, dice, session_id, prompt_id, steps)
+        status, reply = await eventually("a response", send, OUTAGE_SECS, pause=RETRY_SECS)
+        if "turn_index" not in reply:
+            history.anomalies.append(f"{session_id} {prompt_id}: {status} {reply}")
+            return
+        history.accepted.setdefault(session_id, set()).add(prompt_id)
+
+
+async def send_prompt(
+    cluster: NodeCluster, dice: random.Random, session_id: str, prompt_id: str, steps: str
+) -> tuple[int, Json] | None:
+    """The response of one node; None if the prompt must be sent again."""
+    client = dice.choice(cluster.nodes).client
+    with contextlib.suppress(*FAILED):
+        async with asyncio.timeout(20):
+            status, reply = await client.post(
+                f"/sessions/{session_id}/turn",
+                {"prompt": steps},
+                headers={"Idempotency-Key": prompt_id},
+            )
+        if "turn_index" in reply or (status < 500 and status != 429):
+            return status, reply
+    return None
 
 
 async def follow(
@@ -89,16 +96,24 @@ async def follow(
 ) -> None:
     """Follow one session through any node, and check that no entry is omitted or repeated."""
     position = 0
-    while True:
+
+    async def connect() -> Socket | None:
         client = dice.choice(cluster.nodes).client
         with contextlib.suppress(*FAILED):
             async with asyncio.timeout(10):
-                socket = await client.connect(session_id, after=position)
+                return await client.connect(session_id, after=position)
+        return None
+
+    while True:
+        socket = await eventually("a socket", connect, OUTAGE_SECS, pause=RETRY_SECS)
+        retry_ms = 0
+        with contextlib.suppress(*FAILED):
             while True:
                 async with asyncio.timeout(10):
                     frame = await socket.next()
                 if frame is None:
                     break
+                retry_ms = frame.get("retry_after_ms") or 0  # of a `bye`
                 if "seq" in frame:
                     if frame["seq"] != position + 1:
                         history.anomalies.append(
@@ -106,7 +121,7 @@ async def follow(
                         )
                     position = frame["seq"]
                     history.see(session_id, frame)
-        await asyncio.sleep(0.2)
+        await asyncio.sleep(retry_ms / 1000)
 
 
 async def inject(cluster: NodeCluster, history: History, dice: random.Random) -> None:
@@ -206,7 +221,8 @@ async def test_faults_of_a_cluster(chaos: Scenario, tmp_path: Path) -> None:
             await restart(cluster)
             for task in clients:
                 task.cancel()
-            await asyncio.gather(*clients, return_exceptions=True)
+            results = await asyncio.gather(*clients, return_exceptions=True)
+            history.anomalies += [repr(one) for one in results if isinstance(one, Exception)]
             for session_id in ids:
                 log = await settled_log(cluster, session_id)
                 check(log, session_id, history)

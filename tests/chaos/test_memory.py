@@ -12,13 +12,12 @@ import pytest
 
 from ..conftest import Connect, Spawn
 from ..support.client import Client
-from ..support.harness import new_client, script
+from ..support.harness import busy_socket, new_client, script
 from ..support.raw_socket import open_connection
 from .conftest import Scenario
 from .measurements import resident_kb, turn_times
 
 LIMIT_KB = 200 << 10
-BUSY = script({"say": "on it"}, {"wait_for": "cancel"})
 
 
 @pytest.mark.slow
@@ -58,9 +57,7 @@ async def test_memory_of_one_app_is_limited(
             assert (await client.call("PATCH", path, data=io.BytesIO(notes)))[0] == 413
             measure()
         # Waiting prompts, and sockets that do not read.
-        busy = await client.connect(session)
-        await busy.send("prompt", prompt=BUSY)
-        await busy.until_text("on it")
+        await busy_socket(client, session)
         body = json.dumps({"prompt": "z" * (size << 20)}).encode()
         waiting = [
             asyncio.create_task(client.call("POST", f"{path}/turn", data=io.BytesIO(body)))

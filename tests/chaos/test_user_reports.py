@@ -70,7 +70,7 @@ async def test_secrets_do_not_leak(
     session = await client.create()
     _, ticket = await client.post(f"/sessions/{session}/ticket")
     socket = await client.connect(session)
-    garbage = {"raw": f"{CANARY} is no message"}
+    garbage = {"raw": f"{CANARY} is not a message"}
     await socket.turn(script({"say": CANARY}, garbage, {"crash": "SIGKILL"}))
     status, _ = await client.turn(session, CANARY)
     errors = [

@@ -6,6 +6,7 @@ import contextlib
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
 
 import pytest
+import pytest_asyncio
 
 from server.cluster.node import ClusterNode
 from server.storage.drivers.postgres import PostgresDriver
@@ -13,7 +14,7 @@ from server.storage.postgres_schema import POSTGRES_MIGRATIONS
 from server.tasks import Supervisor
 
 from ..support.postgres import Postgres, running_postgres
-from .nodes import NodeCluster
+from .nodes import NodeCluster, running_nodes
 
 
 @pytest.fixture(scope="package")
@@ -26,6 +27,16 @@ def postgres() -> Iterator[Postgres]:
 def url(postgres: Postgres) -> str:
     """The URL of a new, empty database."""
     return postgres.new_database()
+
+
+@pytest_asyncio.fixture(scope="module", loop_scope="module")
+async def shared(
+    request: pytest.FixtureRequest, postgres: Postgres, tmp_path_factory: pytest.TempPathFactory
+) -> AsyncIterator[NodeCluster]:
+    """Two nodes with the ``SETTINGS`` of the module, for all its tests."""
+    folder, settings = tmp_path_factory.mktemp("cluster"), getattr(request.module, "SETTINGS", {})
+    async with running_nodes(postgres, folder, 2, **settings) as running:
+        yield running
 
 
 @pytest.fixture

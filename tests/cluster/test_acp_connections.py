@@ -3,11 +3,9 @@
 from __future__ import annotations
 
 import re
-from collections.abc import AsyncIterator
 from pathlib import Path
 
 import pytest
-import pytest_asyncio
 
 from ..support.acp_client import AcpClient, ResponseError, connect
 from ..support.harness import Client, script
@@ -16,18 +14,10 @@ from .nodes import NodeCluster, running_nodes
 
 pytestmark = pytest.mark.slow
 
+SETTINGS = {"SWEEP_INTERVAL_SECS": "0.2"}
+
 LARGE = 300_000
 """Bytes of a message, more than one piece between nodes."""
-
-
-@pytest_asyncio.fixture(scope="module", loop_scope="module")
-async def shared(
-    postgres: Postgres, tmp_path_factory: pytest.TempPathFactory
-) -> AsyncIterator[NodeCluster]:
-    """Two nodes, for all tests of the module."""
-    folder = tmp_path_factory.mktemp("cluster")
-    async with running_nodes(postgres, folder, 2, SWEEP_INTERVAL_SECS="0.2") as running:
-        yield running
 
 
 async def converse(client: Client, session_id: str) -> AcpClient:
@@ -37,10 +27,7 @@ async def converse(client: Client, session_id: str) -> AcpClient:
     await acp.call("session/load", **about)
     prompt = await acp.start_prompt(session_id, script({"permission": True}, {"chunk": LARGE}))
     for _ in range(2):
-        asked = await acp.until(method="session/request_permission")
-        option = asked["params"]["options"][0]["optionId"]
-        outcome = {"outcome": {"outcome": "selected", "optionId": option}}
-        await acp.send(id=asked["id"], result=outcome)
+        await acp.allow()
         assert (await acp.response_to(prompt))["stopReason"] == "end_turn"
         prompt = await acp.start_prompt(session_id, script({"permission": True}))
     await acp.until(method="session/request_permission")
@@ -79,13 +66,7 @@ async def test_one_connection_uses_sessions_of_all_nodes(cluster: NodeCluster) -
     for session_id in ids:
         await acp.call("session/resume", sessionId=session_id, cwd="/", mcpServers=[])
     prompts = [await acp.start_prompt(one_id, script({"permission": True})) for one_id in ids]
-    asked = [await acp.until(method="session/request_permission") for _ in ids]
-    assert sorted(one["id"] for one in asked) == [1, 2]
-    for request in asked:
-        option = request["params"]["options"][0]["optionId"]
-        await acp.send(
-            id=request["id"], result={"outcome": {"outcome": "selected", "optionId": option}}
-        )
+    assert sorted([(await acp.allow())["id"] for _ in ids]) == [1, 2]
     for prompt in prompts:
         assert (await acp.response_to(prompt))["stopReason"] == "end_turn"
     assert [cluster.owner_of(one_id) for one_id in ids] == ["node-1", "node-2"]

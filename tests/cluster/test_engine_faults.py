@@ -3,11 +3,10 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator, Iterator
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-import pytest_asyncio
 
 from ..support.client import failure
 from ..support.harness import eventually, script
@@ -15,6 +14,8 @@ from ..support.postgres import Postgres, running_postgres
 from .nodes import NodeCluster, running_nodes
 
 pytestmark = pytest.mark.slow
+
+SETTINGS = {"LEASE_SECS": "60"}
 
 FULL = (
     "CREATE OR REPLACE FUNCTION fail() RETURNS trigger LANGUAGE plpgsql AS"
@@ -35,15 +36,6 @@ def own_postgres() -> Iterator[Postgres]:
     """A server that a test may stop."""
     with running_postgres(fsync="off") as server:
         yield server
-
-
-@pytest_asyncio.fixture(scope="module", loop_scope="module")
-async def shared(
-    postgres: Postgres, tmp_path_factory: pytest.TempPathFactory
-) -> AsyncIterator[NodeCluster]:
-    folder = tmp_path_factory.mktemp("cluster")
-    async with running_nodes(postgres, folder, 2, LEASE_SECS="60") as running:
-        yield running
 
 
 async def test_slow_database_delays_entries_and_changes_nothing_else(cluster: NodeCluster) -> None:

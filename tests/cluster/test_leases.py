@@ -3,28 +3,17 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator
 from pathlib import Path
 
 import pytest
-import pytest_asyncio
 
 from ..support.client import failure
 from ..support.harness import descendants, eventually, is_running, script
-from ..support.postgres import Postgres
-from .nodes import LEASE_SECS, NodeCluster, running_nodes
+from .nodes import LEASE_SECS, NodeCluster
 
 pytestmark = pytest.mark.slow
 
 COUNTING = script({"repeat": {"times": 400, "steps": [{"say": "{i} "}, {"sleep": 50}]}})
-
-
-@pytest_asyncio.fixture(scope="module", loop_scope="module")
-async def shared(
-    postgres: Postgres, tmp_path_factory: pytest.TempPathFactory
-) -> AsyncIterator[NodeCluster]:
-    async with running_nodes(postgres, tmp_path_factory.mktemp("cluster"), 2) as running:
-        yield running
 
 
 def agent_states(pid: int) -> set[str]:

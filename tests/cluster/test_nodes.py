@@ -3,11 +3,9 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator
 from pathlib import Path
 
 import pytest
-import pytest_asyncio
 
 from ..support.client import ADMIN, Client, Socket, failure
 from ..support.harness import eventually, script
@@ -18,20 +16,11 @@ from .nodes import Node, NodeCluster, running_nodes
 
 pytestmark = pytest.mark.slow
 
-
-@pytest_asyncio.fixture(scope="module", loop_scope="module")
-async def shared(
-    postgres: Postgres, tmp_path_factory: pytest.TempPathFactory
-) -> AsyncIterator[NodeCluster]:
-    """Two nodes, for all tests of the module."""
-    settings = {
-        "WEBHOOK_HOSTS": "127.0.0.1",
-        "PUSH_HOSTS": "127.0.0.1",
-        "SWEEP_INTERVAL_SECS": "2",
-    }
-    folder = tmp_path_factory.mktemp("cluster")
-    async with running_nodes(postgres, folder, 2, **settings) as running:
-        yield running
+SETTINGS = {
+    "WEBHOOK_HOSTS": "127.0.0.1",
+    "PUSH_HOSTS": "127.0.0.1",
+    "SWEEP_INTERVAL_SECS": "2",
+}
 
 
 async def test_any_node_serves_a_session(cluster: NodeCluster) -> None:

@@ -9,13 +9,14 @@ from collections.abc import AsyncIterator
 
 import asyncpg
 import pytest
-import pytest_asyncio
 
 from ..support.harness import Json, eventually, failure, run_step, script
-from ..support.postgres import Postgres
-from .nodes import Node, NodeCluster, running_nodes
+from .nodes import Node, NodeCluster
 
 pytestmark = pytest.mark.slow
+
+SETTINGS = {"AGENT_IDLE_SECS": "0.2", "SWEEP_INTERVAL_SECS": "0.2"}
+"""Agents hibernate soon."""
 
 HOLD_RELEASES = """
 CREATE FUNCTION hold_release() RETURNS trigger LANGUAGE plpgsql AS $$
@@ -27,17 +28,6 @@ $$;
 CREATE TRIGGER hold_release BEFORE UPDATE OF owner ON sessions FOR EACH ROW
     WHEN (NEW.owner IS NULL AND NEW.id = '{session_id}') EXECUTE FUNCTION hold_release();
 """
-
-
-@pytest_asyncio.fixture(scope="module", loop_scope="module")
-async def shared(
-    postgres: Postgres, tmp_path_factory: pytest.TempPathFactory
-) -> AsyncIterator[NodeCluster]:
-    """Two nodes whose agents hibernate soon, for all tests of the module."""
-    settings = {"AGENT_IDLE_SECS": "0.2", "SWEEP_INTERVAL_SECS": "0.2"}
-    folder = tmp_path_factory.mktemp("cluster")
-    async with running_nodes(postgres, folder, 2, **settings) as running:
-        yield running
 
 
 @contextlib.asynccontextmanager

@@ -1,7 +1,8 @@
 """Attempts to escape from a sandbox, the long form: ``python -I -S corpus.py TARGETS``.
 
 Runs inside a sandbox, like the short form (``server/sandbox/attempts.py``), which it contains, and
-prints the results in the same way. An attempt that succeeds changes nothing but the targets that
+prints the results in the same way. It is one file, because a sandbox lets a program read only its
+own script. An attempt that succeeds changes nothing but the targets that
 were made for it: outside of them it opens a file for writing, and writes nothing.
 
 With ``--list`` it prints the table: what is attempted, and at which levels that must fail.

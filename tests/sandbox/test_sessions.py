@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -364,7 +365,7 @@ async def test_agent_outside_of_the_system_needs_no_listing(serve: Serve, tmp_pa
     package = tmp_path / "elsewhere" / "node_modules" / "agent"
     package.mkdir(parents=True)
     (package / "agent.py").write_bytes(MOCK.read_bytes())
-    (package.parent / "mock_agent.py").write_bytes((MOCK.parents[1] / "mock_agent.py").read_bytes())
+    shutil.copytree(MOCK.parents[1] / "mock_agent", package.parent / "mock_agent")
     program = tmp_path / "elsewhere" / "start-agent"
     program.write_text(f"#!{sys.executable}\nimport os, sys\nos.execv(sys.argv[1], sys.argv[1:])\n")
     program.chmod(0o755)

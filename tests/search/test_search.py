@@ -153,7 +153,7 @@ async def test_index_is_complete_after_a_restart(serve: Serve, tmp_path: Path, d
     if damage == "deleted":
         path.unlink()
     elif damage == "corrupt":
-        path.write_bytes(b"this is no database" * 1000)
+        path.write_bytes(b"not a database" * 1000)
     server = await serve()
     client = Client(server.url, client.token, client.http)
     for word in ("first", "second"):

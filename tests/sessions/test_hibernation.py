@@ -25,6 +25,7 @@ from ..support.harness import (
     Clock,
     Json,
     LocalServer,
+    busy_socket,
     descendants,
     eventually,
     mock_agent,
@@ -69,9 +70,7 @@ async def test_prompt_is_queued_while_all_agents_are_busy(serve: Serve) -> None:
     server = await serve(max_live_agents=1)
     client = await server.client()
     busy, other = await client.create(), await client.create()
-    first = await client.connect(busy)
-    await first.send("prompt", prompt=script({"say": "on it"}, {"wait_for": "cancel"}))
-    await first.until_text("on it")
+    first = await busy_socket(client, busy)
     second = await client.connect(other)
     await second.send("prompt", prompt="me too")
     assert (await second.until("accepted"))["queued"] is True
@@ -233,9 +232,7 @@ async def test_agent_that_dies_in_a_turn_releases_its_slot(serve: Serve) -> None
 async def test_setting_and_prompt_of_one_session_need_one_slot(serve: Serve) -> None:
     server = await serve(max_live_agents=1)
     client = await server.client()
-    busy = await client.connect(await client.create())
-    await busy.send("prompt", prompt=script({"say": "on it"}, {"wait_for": "cancel"}))
-    await busy.until_text("on it")
+    busy = await busy_socket(client, await client.create())
     socket = await client.connect(await client.create("mock-modes"))
     await socket.send("set_mode", mode="code")
     await socket.send("prompt", prompt="both of us wait")
@@ -250,9 +247,7 @@ async def test_setting_that_waits_for_a_slot_does_not_start_agent_of_a_closed_se
 ) -> None:
     server = await serve(max_live_agents=1)
     client = await server.client()
-    busy = await client.connect(await client.create())
-    await busy.send("prompt", prompt=script({"say": "on it"}, {"wait_for": "cancel"}))
-    await busy.until_text("on it")
+    busy = await busy_socket(client, await client.create())
     session = await client.create("mock-modes")
     socket = await client.connect(session)
     await socket.send("set_mode", mode="code")

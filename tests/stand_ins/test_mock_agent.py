@@ -79,7 +79,8 @@ def test_docstring_lists_every_step_and_flag() -> None:
     table, _, flags = (mock_agent.__doc__ or "").partition("\nFlags\n")
     steps = set(re.findall(r'^    \{"(\w+)":', table, re.MULTILINE)) - {"steps"}
     assert steps == set(mock_agent.STEPS)
-    source = Path(mock_agent.__file__).read_text().replace(mock_agent.__doc__ or "", "")
+    modules = Path(mock_agent.__file__).parent.glob("*.py")
+    source = "".join(path.read_text() for path in modules).replace(mock_agent.__doc__ or "", "")
     for flag in re.findall(r"--([a-z-]+)", flags):
         assert f'"{flag}"' in source
 
@@ -184,7 +185,7 @@ def test_burst_sends_thoughts_in_small_batches(agent: StdioAgent, session: str) 
     assert run(agent, session, {"burst": burst}).thoughts == "0:t1:t2:t3:t4:t"
 
 
-@pytest.mark.parametrize("size", [0, 1, 1 << 20, 70 << 20])
+@pytest.mark.parametrize("size", [0, 1, 1 << 20, pytest.param(70 << 20, marks=pytest.mark.slow)])
 def test_chunk_has_the_requested_size(start: Start, size: int) -> None:
     agent = start(check_schema=False)
     (text,) = chunks(run(agent, agent.open_session(), {"chunk": size}))

@@ -10,9 +10,12 @@ from typing import Any
 
 import aiohttp
 import jsonschema_rs
+import pytest
 from aiohttp import WSMsgType
 
-from .harness import ROOT, TIMEOUT_SECS, Client, Json
+from server.acp.connection import AcpConnection
+
+from .harness import ROOT, TIMEOUT_SECS, Client, Json, LocalServer
 
 SCHEMA = ROOT / "node_modules" / "@agentclientprotocol" / "sdk" / "schema" / "v1" / "schema.json"
 INITIALIZE: Json = {"protocolVersion": 1, "clientCapabilities": {}}
@@ -172,6 +175,14 @@ class AcpClient:
         prompt = [{"type": "text", "text": text}]
         return await self.request("session/prompt", {"sessionId": session_id, "prompt": prompt})
 
+    async def allow(self) -> Json:
+        """Answer the next permission request with its first option. Returns the request."""
+        request = await self.until(method="session/request_permission")
+        option = request["params"]["options"][0]["optionId"]
+        outcome = {"outcome": "selected", "optionId": option}
+        await self.send(id=request["id"], result={"outcome": outcome})
+        return request
+
     async def until_closed(self) -> int | None:
         while await self.next() is not None:
             pass
@@ -220,3 +231,25 @@ async def connect(
     if initialize is not None:
         await acp.call("initialize", **initialize)
     return acp
+
+
+def connection_of(server: LocalServer, acp: AcpClient) -> AcpConnection:
+    """The server's side of a connection."""
+    connection_id = acp.ws._response.headers["Acp-Connection-Id"]
+    for connection in server.services.sockets.connections:
+        if connection.name.endswith(connection_id):
+            assert isinstance(connection, AcpConnection)
+            return connection
+    raise LookupError(connection_id)
+
+
+async def code_of(acp: AcpClient, method: str, **params: Any) -> int:
+    """The code of the error with which the server responds to a request."""
+    with pytest.raises(ResponseError) as failure:
+        await acp.call(method, **params)
+    return int(failure.value.code)
+
+
+def of_session(session: str, **params: Any) -> Json:
+    """The params of ``session/load`` and the like."""
+    return {"sessionId": session, "cwd": "/", "mcpServers": [], **params}

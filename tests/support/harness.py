@@ -17,7 +17,7 @@ from .client import (
     new_client,
     texts_of,
 )
-from .mock_agents import MOCK, MOCKS, mock_agent, run_step, script
+from .mock_agents import BUSY, MOCK, MOCKS, busy_socket, mock_agent, run_step, script
 from .processes import (
     ROOT,
     descendants,
@@ -39,6 +39,7 @@ from .waiting import TIMEOUT_SECS, Clock, Deadline, eventually
 
 __all__ = [
     "ADMIN",
+    "BUSY",
     "MOCK",
     "MOCKS",
     "ROOT",
@@ -51,6 +52,7 @@ __all__ = [
     "ServerProcess",
     "Socket",
     "blocking",
+    "busy_socket",
     "call_after_lookup",
     "chunk_text",
     "descendants",

@@ -1,4 +1,4 @@
-"""The mock agents, and their scripts; see ``tests/stand_ins/mock_agent.py``."""
+"""The mock agents, and their scripts; see ``tests/stand_ins/mock_agent/``."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from typing import Any
 
 from server.config import AgentCommand
 
-from .client import Client, Json, texts_of
+from .client import Client, Json, Socket, texts_of
 from .processes import ROOT
 
 MOCK = ROOT / "tests" / "stand_ins" / "start" / "mock_agent.py"
@@ -46,3 +46,15 @@ async def run_step(client: Client, session: str, step: Json) -> Any:
     status, reply = await client.turn(session, script(step))
     assert status == 200, reply
     return json.loads(texts_of(reply["events"]))
+
+
+BUSY = script({"say": "on it"}, {"wait_for": "cancel"})
+"""The prompt of a turn that runs until it is cancelled."""
+
+
+async def busy_socket(client: Client, session: str) -> Socket:
+    """A socket of a session whose turn has begun, and runs until it is cancelled."""
+    socket = await client.connect(session)
+    await socket.send("prompt", prompt=BUSY)
+    await socket.until_text("on it")
+    return socket

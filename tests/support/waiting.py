@@ -47,8 +47,18 @@ class Deadline:
             raise AssertionError(f"timed out waiting for {self._what}") from error
 
 
-async def eventually(what: str, condition: Callable[[], Any], seconds: float = TIMEOUT_SECS) -> Any:
-    """Poll *condition* (plain or async) until it is true. Returns its value."""
+async def eventually(
+    what: str,
+    condition: Callable[[], Any],
+    seconds: float = TIMEOUT_SECS,
+    *,
+    pause: float = 0.01,
+) -> Any:
+    """Poll *condition* (plain or async) until it is true. Returns its value.
+
+    Args:
+        pause: seconds between two polls; longer for a condition that costs other processes time.
+    """
     async with Deadline(what, seconds):
         while True:
             value = condition()
@@ -56,4 +66,4 @@ async def eventually(what: str, condition: Callable[[], Any], seconds: float = T
                 value = await value
             if value:
                 return value
-            await asyncio.sleep(0.01)
+            await asyncio.sleep(pause)

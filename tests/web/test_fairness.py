@@ -11,17 +11,12 @@ import pytest
 from server.errors import Error
 
 from ..conftest import Serve
-from ..support.harness import Client, Deadline, Socket, script
+from ..support.harness import BUSY, Client, Deadline, Socket, busy_socket
 from ..support.runs import make_fake_claude, steps
-
-BUSY = script({"say": "on it"}, {"wait_for": "cancel"})
 
 
 async def busy(client: Client) -> Socket:
-    socket = await client.connect(await client.create())
-    await socket.send("prompt", prompt=BUSY)
-    await socket.until_text("on it")
-    return socket
+    return await busy_socket(client, await client.create())
 
 
 # Agents.

@@ -21,6 +21,7 @@ from ..support.harness import (
     LocalServer,
     Socket,
     blocking,
+    busy_socket,
     eventually,
     local_server,
     script,
@@ -30,7 +31,6 @@ from ..support.raw_socket import open_connection
 PAGE_BYTES = 20_000
 REPLY_BYTES = 600_000
 WAITING_BYTES = 100_000
-BUSY = script({"say": "on it"}, {"wait_for": "cancel"})
 
 
 @pytest_asyncio.fixture(scope="module", loop_scope="module")
@@ -48,10 +48,7 @@ async def shared_server(tmp_path_factory: pytest.TempPathFactory) -> AsyncIterat
 
 async def busy_session(client: Client) -> tuple[str, Socket]:
     session = await client.create()
-    socket = await client.connect(session)
-    await socket.send("prompt", prompt=BUSY)
-    await socket.until_text("on it")
-    return session, socket
+    return session, await busy_socket(client, session)
 
 
 # The app's own notes.

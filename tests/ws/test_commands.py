@@ -11,12 +11,7 @@ from aiohttp import WSMsgType
 from server.sessions.session_settings import MAX_CHANGES
 
 from ..conftest import Serve
-from ..support.harness import (
-    Client,
-    Json,
-    Socket,
-    script,
-)
+from ..support.harness import Client, Json, Socket, busy_socket, script
 from .frames import gate, is_alive, kinds, seqs
 
 # Frames that are not understood.
@@ -80,9 +75,7 @@ async def test_pending_setting_changes_are_limited_for_each_session(
 ) -> None:
     server = await serve(max_live_agents=1)
     client = await server.client()
-    busy = await client.connect(await client.create())
-    await busy.send("prompt", prompt=script({"say": "on it"}, {"wait_for": "cancel"}))
-    await busy.until_text("on it")  # it has the only agent
+    busy = await busy_socket(client, await client.create())  # it has the only agent
     session = await client.create()
     for _ in range(MAX_CHANGES):
         leaver = await client.connect(session)
