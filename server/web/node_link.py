@@ -27,6 +27,7 @@ from ..cluster.membership import ElsewhereError
 from ..cluster.node import ClusterNode, out_of_reach
 from .context import CREDENTIAL, REQUEST_ID, authenticate_app, context_of, waiting
 from .control_socket import is_operator
+from .request_body import READ_BODY
 
 FORWARD = "http"
 """The kind of the channels for requests."""
@@ -188,8 +189,7 @@ class NodeLink:
             head = ForwardedResponse(response.status, response.reason or "", found)
             await channel.send(msgspec.msgpack.encode(head))
             async for data, _ in response.content.iter_chunks():
-                for start in range(0, len(data), PIECE_BYTES):
-                    await channel.send(data[start : start + PIECE_BYTES])
+                await _send_pieces(data, channel)
             channel.end()
 
 
@@ -204,10 +204,17 @@ async def _body_of(channel: NodeChannel) -> AsyncIterator[bytes]:
 async def _send_body(request: web.Request, channel: NodeChannel) -> None:
     if not request.body_exists:
         return
-    while data := await request.content.readany():
-        for start in range(0, len(data), PIECE_BYTES):
-            await channel.send(data[start : start + PIECE_BYTES])
+    if (data := request.get(READ_BODY)) is not None:
+        await _send_pieces(data, channel)
+    else:
+        while data := await request.content.readany():
+            await _send_pieces(data, channel)
     channel.end()
+
+
+async def _send_pieces(data: bytes, channel: NodeChannel) -> None:
+    for start in range(0, len(data), PIECE_BYTES):
+        await channel.send(data[start : start + PIECE_BYTES])
 
 
 async def _pass_on(
@@ -257,8 +264,9 @@ async def _handle(request: web.Request, handler: Handler) -> web.StreamResponse:
     try:
         return await handler(request)
     except ElsewhereError as error:
-        if request.content.at_eof() and request.body_exists:
-            raise out_of_reach() from None  # its body was read already
+        is_read = request.content.at_eof() and request.body_exists
+        if is_read and READ_BODY not in request:
+            raise out_of_reach() from None
         return await link.forward(request, error.owner)
 
 

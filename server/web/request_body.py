@@ -18,6 +18,8 @@ APP_NAME = web.RequestKey("app", str)
 """The name of the app that a request was authenticated for. A body counts against its budget."""
 EXPECT = web.RequestKey("expect", str)
 """The ``Expect`` header, which ``middleware.py`` removes so that aiohttp does not act on it."""
+READ_BODY = web.RequestKey("read-body", bytes)
+"""A body that names a session of another node: its handler has read it, and that node needs it."""
 UNBUDGETED_CHUNKED_BYTES = 64 << 10
 """A chunked body may have this many bytes before the maximum size is reserved in the budget."""
 BUDGET_TIMEOUT_SECS = 10.0

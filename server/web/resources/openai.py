@@ -39,6 +39,7 @@ from ..context import (
 )
 from ..endpoint import Endpoint, Tag
 from ..field_types import Count
+from ..request_body import READ_BODY
 from ..request_values import read_body
 from ..responses import raw_json_response
 from ..sse import SSE
@@ -203,9 +204,9 @@ async def _chat_session(
     if named:
         try:
             return await sessions.get(str(named), app_name), requests.last_prompt(body)
-        except ElsewhereError as error:  # named in the body, or it has moved meanwhile
-            message = f"another node runs the session: name it in {SESSION_HEADER}"
-            raise Error(error.code, message, retry_after=error.retry_after) from None
+        except ElsewhereError:
+            request[READ_BODY] = msgspec.json.encode(body)  # for the session's node
+            raise
     agent, _, model = (body.model or "").partition("/")
     if agent and agent not in {info.name for info, _ in await sessions.agents.all()}:
         raise UnknownModelError(agent)
