@@ -108,7 +108,7 @@ export class Wire {
 		accepted.catch(() => {})
 		if (byteLength(text) > MAX_FRAME)
 			this.#reject(id, new WireError('payload_too_large', 'The message exceeds the limit of 4 MiB.'))
-		else this.send(frame, text)
+		else if (!this.#timers.resend) this.send(frame, text) // else after those refused for now
 		return { id, accepted }
 	}
 
@@ -170,7 +170,7 @@ export class Wire {
 	#closed(code, reason) {
 		const { state } = this.#status
 		const why = this.#bye?.reason || reason
-		const verdict = afterClose(code)
+		const verdict = this.#on.closed?.(code) ?? afterClose(code)
 		this.#leave()
 		if (verdict === 'stop') {
 			this.#setStatus({ state: 'stopped', code, reason: why })
@@ -238,7 +238,7 @@ export class Wire {
 		this.#answers.delete(id)
 		if (!this.#prompts.has(id)) this.#on.error?.(frame)
 		else if (TRANSIENT_CODES.includes(code))
-			this.#timer('resend', 1000 + backoff(2, this.#env.random), () => this.#resend())
+			this.#timer('resend', (frame.retry_after_ms ?? 1000) + backoff(2, this.#env.random), () => this.#resend())
 		else this.#reject(id, new WireError(code, message, Boolean(retryable)))
 	}
 

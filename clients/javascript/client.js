@@ -7,13 +7,17 @@
  *     forge.close();
  */
 
-import { ClawdforgeError, errorOf, RunError } from './errors.js';
+import { RunError } from './errors.js';
+import { Push, Webhook } from './notifications.js';
 import { Rest } from './rest.js';
+import { BackgroundRun, RunStream, resultOf } from './runs.js';
 import { Session } from './session.js';
 import { Watch } from './watch.js';
 
 export { ClawdforgeError, RunError, TurnError } from './errors.js';
 export { Files } from './files.js';
+export { Push, Webhook } from './notifications.js';
+export { BackgroundRun, RunStream } from './runs.js';
 export { Session } from './session.js';
 export { Turn, textOf } from './turn.js';
 export { Watch } from './watch.js';
@@ -35,15 +39,31 @@ export class Clawdforge {
 		this.#rest = new Rest(url, token, retrySecs);
 		this.#shared = {
 			rest: this.#rest,
-			credential: credential ?? (async () => ({ token })),
+			credential: credential ?? (async () => ({ token: this.#rest.token })),
 			giveUpSecs,
 			lingerSecs,
-			wires: new Set()
+			wires: new Set(),
+			isClosed: false
 		};
+		/** The app's webhook. */
+		this.webhook = new Webhook(this.#rest);
+		/** Its push subscriptions. */
+		this.push = new Push(this.#rest);
 	}
 
-	/** Closes all sockets. Readers end with an error of code `closed`. */
+	/**
+	 * Uses another token of the app, for example after the former one was revoked. Open sockets stay open until the
+	 * server closes them, and are then opened with this token.
+	 * @param {string} token
+	 */
+	setToken(token) {
+		this.#rest.token = token;
+	}
+
+	/** Closes all sockets, and ends all calls: with an error of code `closed`. */
 	close() {
+		this.#shared.isClosed = true;
+		this.#rest.close();
 		for (const wire of [...this.#shared.wires]) wire.stop();
 		for (const watch of [...this.#watches]) watch.close();
 	}
@@ -100,7 +120,7 @@ export class Clawdforge {
 	 */
 	watch({ fields } = {}) {
 		const watch = new Watch({
-			url: this.#rest.url,
+			rest: this.#rest,
 			credential: () => this.#shared.credential(null),
 			fields,
 			giveUpSecs: this.#shared.giveUpSecs,
@@ -110,12 +130,44 @@ export class Clawdforge {
 		return watch;
 	}
 
-	search = async (q, { limit = 20 } = {}) =>
-		(await this.#rest.call('GET', '/search', undefined, { params: { q, limit } })).hits;
-	agents = async () => (await this.#rest.call('GET', '/agents')).agents;
-	/** @param {{by?: string, from?: string | number, to?: string | number}} [options] */
-	usage = async ({ by = 'day', from, to } = {}) =>
-		(await this.#rest.call('GET', '/usage', undefined, { params: { by, from, to } })).rows;
+	/**
+	 * Finds what was said: `[{session_id, turn_index, seq, title, snippet}]`. A hit in what a subagent said also has
+	 * `subagent`.
+	 * @param {string} q
+	 * @param {{limit?: number}} [options]
+	 * @returns {Promise<Record<string, any>[]>}
+	 */
+	async search(q, { limit = 20 } = {}) {
+		return (await this.#rest.call('GET', '/search', undefined, { params: { q, limit } })).hits;
+	}
+
+	/** `[{name, installed, default}]` @returns {Promise<Record<string, any>[]>} */
+	async agents() {
+		return (await this.#rest.call('GET', '/agents')).agents;
+	}
+
+	/**
+	 * Tokens and costs by `day`, `session`, `agent` or `model`.
+	 * @param {{by?: string, since?: string | number, until?: string | number}} [options]
+	 * @returns {Promise<Record<string, any>[]>}
+	 */
+	async usage({ by = 'day', since, until } = {}) {
+		return (await this.#rest.call('GET', '/usage', undefined, { params: { by, from: since, to: until } })).rows;
+	}
+
+	/** `{name of a limit: {limit, used, remaining, resets_at}}`; empty without a budget. */
+	async budget() {
+		return (await this.#rest.call('GET', '/usage')).budget ?? {};
+	}
+
+	/**
+	 * `[{path, repository}]`: the folders below a path that can be a session's `cwd`.
+	 * @param {string} [path] by default the folders that the operator allows
+	 * @returns {Promise<Record<string, any>[]>}
+	 */
+	async folders(path) {
+		return (await this.#rest.call('GET', '/folders', undefined, { params: { path } })).folders;
+	}
 
 	/** A new, closed session with the entries of an export (NDJSON). */
 	async importSession(ndjson) {
@@ -139,14 +191,14 @@ export class Clawdforge {
 	// Runs.
 
 	/**
-	 * Runs one prompt without a session, and waits for the answer.
+	 * Runs one prompt without a session, and waits for the answer. Throws a {@link RunError} if the run has failed.
 	 * @param {string} prompt
 	 * @param {Record<string, any> & {key?: string, signal?: AbortSignal}} [options] the fields of `POST /run`; key:
 	 *   a repeated call with the same key runs nothing and gets the same response
-	 * @returns {Promise<{result: any, duration_ms: number, stop_reason: string, [field: string]: any}>}
+	 * @returns {Promise<import('./runs.js').RunResult>}
 	 */
-	run(prompt, { key, signal, ...fields } = {}) {
-		return this.#run({ prompt, ...fields }, key, signal);
+	async run(prompt, { key, signal, ...fields } = {}) {
+		return resultOf(await this.#run({ prompt, ...fields }, key, signal));
 	}
 
 	#run(body, key, signal) {
@@ -155,18 +207,12 @@ export class Clawdforge {
 	}
 
 	/**
-	 * Runs one prompt. Yields the agent's updates as they arrive, and returns the result.
+	 * Runs one prompt, and receives the agent's updates as they arrive.
 	 * @param {string} prompt
 	 * @param {Record<string, any>} [fields]
-	 * @returns {AsyncGenerator<any, any>}
 	 */
-	async *runStream(prompt, fields = {}) {
-		for await (const { name, data } of this.#rest.stream('/run', { prompt, ...fields }, RunError)) {
-			if (name !== 'result') yield data;
-			else if (data.ok) return data;
-			else throw errorOf(502, data, null, RunError);
-		}
-		throw new ClawdforgeError('connection_lost', "The run's stream was cut off.", { retryable: true });
+	runStream(prompt, fields = {}) {
+		return new RunStream(this.#rest.stream('/run', { prompt, ...fields }, RunError));
 	}
 
 	/**
@@ -180,21 +226,7 @@ export class Clawdforge {
 
 	/** A background run by its id. This makes no call. */
 	backgroundRun(id) {
-		const path = `/run/${encodeURIComponent(id)}`;
-		const poll = async () => {
-			const reply = await this.#rest.call('GET', path, undefined, { kind: RunError });
-			return reply.status === 202 ? null : reply;
-		};
-		const result = async () => {
-			for (let wait = 100; ; wait = Math.min(wait * 2, 2000)) {
-				const found = await poll();
-				if (found) return found;
-				await new Promise(resolve => setTimeout(resolve, wait));
-			}
-		};
-		/** Ends the run, and deletes its response. */
-		const end = () => this.#rest.call('DELETE', path);
-		return { id, poll, result, end };
+		return new BackgroundRun(this.#rest, id);
 	}
 }
 

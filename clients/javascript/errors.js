@@ -38,8 +38,35 @@ export class TurnError extends ClawdforgeError {
 	}
 }
 
-/** A run has failed. `body` has `stderr` and `stop_reason`. */
-export class RunError extends ClawdforgeError {}
+/** A run has failed. */
+export class RunError extends ClawdforgeError {
+	/** The last lines of its program. @returns {string} */
+	get stderr() {
+		return String(this.body.stderr ?? '');
+	}
+
+	/** @returns {string} */
+	get stopReason() {
+		return String(this.body.stop_reason ?? 'error');
+	}
+}
+
+/** The codes of responses without the server's body, for example a proxy's. */
+const STATUS_CODES = {
+	400: 'bad_request',
+	401: 'unauthorized',
+	402: 'budget_exceeded',
+	403: 'forbidden',
+	404: 'not_found',
+	409: 'conflict',
+	410: 'session_closed',
+	413: 'payload_too_large',
+	429: 'rate_limited',
+	502: 'agent_failed',
+	503: 'draining',
+	504: 'agent_timeout'
+};
+const RETRYABLE_STATUSES = [408, 429, 500, 502, 503, 504];
 
 const RETRYABLE = new Set([
 	'request_timeout',
@@ -61,13 +88,29 @@ const RETRYABLE = new Set([
  * @param {typeof ClawdforgeError} [Kind]
  */
 export function errorOf(status, body, retryAfter, Kind = ClawdforgeError) {
-	const code = body?.code ?? (status >= 500 ? 'internal' : status === 401 ? 'unauthorized' : 'bad_request');
+	const isOfServer = typeof body?.code === 'string';
+	const code = isOfServer ? body.code : (STATUS_CODES[status] ?? (status >= 500 ? 'internal' : 'bad_request'));
+	const retryable = isOfServer ? RETRYABLE.has(code) : RETRYABLE_STATUSES.includes(status);
 	return new Kind(code, body?.error ?? `The server responded with status ${status}.`, {
-		retryable: body?.retryable ?? RETRYABLE.has(code),
-		retryAfter: Number(retryAfter) || undefined,
+		retryable: body?.retryable ?? retryable,
+		retryAfter: secondsOf(retryAfter),
 		status,
 		body: body ?? {}
 	});
+}
+
+// The seconds of a `Retry-After` header, which may also be a date.
+function secondsOf(retryAfter) {
+	if (!retryAfter) return undefined;
+	if (/^\d+$/.test(retryAfter)) return Number(retryAfter);
+	const at = Date.parse(retryAfter);
+	return Number.isNaN(at) ? undefined : Math.max(0, (at - Date.now()) / 1000);
+}
+
+/** The error that an `error` frame describes. */
+export function frameError({ code, message, retryable, retry_after_ms: ms, ...fields }) {
+	const retryAfter = ms === undefined ? undefined : ms / 1000;
+	return new ClawdforgeError(code, message, { retryable: Boolean(retryable), retryAfter, body: fields });
 }
 
 const REFUSALS = {

@@ -4,9 +4,16 @@ import { ClawdforgeError, errorOf } from './errors.js';
 import { backoff } from './wire.js';
 
 const IDEMPOTENT = ['GET', 'PUT', 'DELETE', 'PATCH'];
+const REFUSED = ['draining', 'rate_limited']; // the server has done nothing, and accepts the same call later
+const PROXY_STATUSES = [502, 503, 504]; // with which a proxy answers while its server restarts
+// Node's codes of connections that could not be made, and have carried nothing.
+const UNSENT = ['ECONNREFUSED', 'ENOTFOUND', 'EAI_AGAIN', 'UND_ERR_CONNECT_TIMEOUT'];
+const OTHER_TOKEN_CODES = [4500, 4503]; // the credential is refused, or was revoked
 
 /** The REST calls. */
 export class Rest {
+	#closing = new AbortController();
+
 	/**
 	 * @param {string} url
 	 * @param {string | null} token
@@ -16,6 +23,20 @@ export class Rest {
 		this.url = url.replace(/\/+$/, '');
 		this.token = token;
 		this.retrySecs = retrySecs;
+	}
+
+	/** Ends all calls. They fail with `closed`, and so do later ones. */
+	close() {
+		this.#closing.abort();
+	}
+
+	/**
+	 * Whether there is another token than the one with which a socket was closed that it may accept.
+	 * @param {number} code the close code
+	 * @param {string | null} used
+	 */
+	hasTokenFor(code, used) {
+		return OTHER_TOKEN_CODES.includes(code) && this.token !== used;
 	}
 
 	/**
@@ -40,26 +61,31 @@ export class Rest {
 	async raw(method, path, body, { read, params, headers, repeat = IDEMPOTENT.includes(method), kind, signal }) {
 		const until = Date.now() + this.retrySecs * 1000;
 		for (let attempt = 0; ; attempt += 1) {
+			const { token } = this;
+			const ended = this.#closing.signal;
 			let failure;
+			if (ended.aborted) throw closed();
 			try {
 				const response = await fetch(this.url + path + queryOf(params), {
 					method,
-					headers: { Authorization: `Bearer ${this.token}`, ...headers },
+					headers: { Authorization: `Bearer ${token}`, ...headers },
 					body: encoded(body),
 					cache: 'no-store',
-					signal
+					signal: signal ? AbortSignal.any([signal, ended]) : ended
 				});
 				if (response.status < 400) return await read(response);
 				const found = await response.json().catch(() => null);
 				failure = errorOf(response.status, found, response.headers.get('Retry-After'), kind);
-				if (failure.code !== 'draining') throw failure;
+				if (response.status === 401 && this.token !== token) continue;
+				const isOfProxy = PROXY_STATUSES.includes(response.status) && !found?.code;
+				if (isOfProxy ? !repeat : !REFUSED.includes(failure.code)) throw failure;
 			} catch (error) {
+				if (ended.aborted) throw closed();
 				if (error instanceof ClawdforgeError || error.name === 'AbortError') throw error;
 				failure = lostConnection(this.url, error);
-				// A refused connection has carried nothing.
-				if (!repeat && error.cause?.code !== 'ECONNREFUSED') throw failure;
+				if (!repeat && !UNSENT.includes(error.cause?.code)) throw failure;
 			}
-			const wait = Math.max(backoff(attempt), (failure.retryAfter ?? 0) * 1000);
+			const wait = backoff(attempt) + (failure.retryAfter ?? 0) * 1000;
 			if (Date.now() + wait > until) throw failure;
 			await new Promise(resolve => setTimeout(resolve, wait));
 		}
@@ -96,10 +122,14 @@ async function parsed(response) {
 	try {
 		found = JSON.parse(text);
 	} catch {}
+	if (!found || typeof found !== 'object') found = {};
 	return response.status === 202 ? { ...found, status: 202 } : found;
 }
 
+export const closed = () => new ClawdforgeError('closed', 'The client was closed.');
+
 function lostConnection(url, error) {
+	if (error.name === 'AbortError') return closed();
 	const reason = error.cause?.message ?? error.message;
 	return new ClawdforgeError('connection_lost', `${url}: ${reason}`, { retryable: true });
 }

@@ -1,7 +1,9 @@
 // A session: its turns, its log, and the answers to the requests of its agent.
 
-import { ClawdforgeError, closeError, TurnError } from './errors.js';
+import { ClawdforgeError, closeError, frameError, TurnError } from './errors.js';
 import { Files } from './files.js';
+import { randomId } from './ids.js';
+import { closed } from './rest.js';
 import { Feed, Turn } from './turn.js';
 import { Wire } from './wire.js';
 
@@ -16,6 +18,8 @@ export class Session {
 	#wire = null;
 	#feeds = new Set();
 	#asked = new Map(); // request_id -> {kind, pending, times}: requests that the handlers were given
+	#commands = new Map(); // id -> {frame, resolve, reject}: frames that the server has not carried out yet
+	#sent = new Map(); // prompt id -> how often it was sent
 	#permission = null;
 	#lingering;
 
@@ -48,20 +52,24 @@ export class Session {
 		const turn = new Turn(
 			sent.id,
 			feed,
-			sent.accepted.catch(error => {
-				throw failures.get(wire) ?? error;
-			}),
+			sent.accepted
+				.then(frame => ({ ...frame, isResent: this.#sent.get(sent.id) > 1 }))
+				.catch(error => {
+					throw failures.get(wire) ?? error;
+				})
+				.finally(() => this.#sent.delete(sent.id)),
 			index => this.#cancelTurn(index),
-			turn => {
-				// A prompt that has run long ago: its entries are in the log.
-				if (!id || !turn.duplicate) return null;
+			index => {
+				if (!id) return null;
+				// A prompt that has perhaps run long ago: its entries are in the log.
 				this.#closeFeed(feed);
-				return this.#follow(0, entry => entry.type === 'turn_end' && entry.turn_index === turn.index);
+				return this.#follow(0, () => index);
 			}
 		);
 		turn.accepted().then(
 			index => {
 				feed.turnIndex = index;
+				if (feed.endedTurns.has(index)) this.#endFeed(feed);
 			},
 			error => {
 				feed.end(error);
@@ -74,17 +82,19 @@ export class Session {
 	/**
 	 * Sends a prompt and waits for the end of its turn.
 	 * @param {string | object[]} prompt
-	 * @param {{retries?: number, id?: string, files?: string[], steer?: boolean}} [options] retries: how often a
-	 *   turn that has failed and may succeed is tried again, as a new turn
+	 * @param {{retries?: number, reopen?: boolean, id?: string, files?: string[], steer?: boolean}} [options]
+	 *   retries: how often a turn that has failed and may succeed is tried again, as a new turn. With an id, the
+	 *   ids of the tries follow from it: a repeated call returns what the first one did. reopen: opens the session
+	 *   again if it is closed
 	 */
-	async ask(prompt, { retries = 0, ...options } = {}) {
-		for (;;) {
+	async ask(prompt, { retries = 0, reopen = false, id, ...options } = {}) {
+		for (let tries = 0; ; ) {
 			try {
-				return await this.prompt(prompt, options).result();
+				return await this.prompt(prompt, { ...options, id: id && tries ? `${id}~${tries}` : id }).result();
 			} catch (error) {
-				if (!(error instanceof TurnError) || !error.retryable || retries <= 0) throw error;
-				retries -= 1;
-				delete options.id;
+				if (reopen && error.code === 'session_closed') await this.ensureOpen();
+				else if (!(error instanceof TurnError) || !error.retryable || tries >= retries) throw error;
+				else tries += 1; // that turn has failed
 			}
 		}
 	}
@@ -95,11 +105,32 @@ export class Session {
 	}
 
 	async #cancelTurn(index) {
-		const state = await this.state();
-		if (state.turn_index === index) return this.cancel();
-		if (!state.queued.some(one => one.turn_index === index)) return false;
-		await this.withdraw(index);
+		try {
+			await this.#command({ type: 'cancel', id: randomId(), turn_index: index });
+		} catch (error) {
+			if (error.code === 'not_found' || error.code === 'session_closed') return false;
+			throw error;
+		}
 		return true;
+	}
+
+	// Sends a frame until the server has carried it out.
+	async #command(frame) {
+		const wire = this.#connect();
+		const feed = this.#openFeed(new Unread());
+		const done = new Promise((resolve, reject) => this.#commands.set(frame.id, { frame, resolve, reject }));
+		try {
+			this.#sendCommand(wire, frame);
+			await done;
+		} finally {
+			this.#commands.delete(frame.id);
+			this.#closeFeed(feed);
+		}
+	}
+
+	#sendCommand(wire, frame) {
+		wire.send(frame);
+		wire.send({ type: 'ping', id: frame.id }); // its pong follows the error of the frame, if it has one
 	}
 
 	/**
@@ -125,7 +156,7 @@ export class Session {
 	 * @returns {AsyncGenerator<import('./turn.js').Entry, void>}
 	 */
 	async *entries(after = 0) {
-		const feed = this.#follow(after, () => false);
+		const feed = this.#follow(after);
 		try {
 			for (let entry = await feed.next(); entry; entry = await feed.next()) yield entry;
 		} finally {
@@ -133,39 +164,57 @@ export class Session {
 		}
 	}
 
-	/** The entries that are in the log now. */
-	async log(after = 0) {
+	/**
+	 * The entries that are in the log now.
+	 * @param {number} [after]
+	 * @param {number} [limit] all by default
+	 * @returns {Promise<import('./turn.js').Entry[]>}
+	 */
+	async log(after = 0, limit = Infinity) {
 		const found = [];
-		for (;;) {
-			const page = await this.#call('GET', '/events', undefined, { params: { after, limit: 1000 } });
+		while (found.length < limit) {
+			const params = { after, limit: Math.min(1000, limit - found.length) };
+			const page = await this.#call('GET', '/events', undefined, { params });
 			found.push(...page.entries);
-			if (!page.has_more) return found;
+			if (!page.has_more) break;
 			after = found.at(-1).seq;
 		}
+		return found;
 	}
 
-	// A socket of its own, which ends after the entry for which `isLast` is true.
-	#follow(after, isLast) {
+	// A socket of its own, for the entries up to the end of a turn if there is one; null means all turns. It is closed
+	// while the reader is slow.
+	#follow(after, turnIndex = () => null) {
 		const feed = new Feed();
-		let isReset = false;
-		const wire = this.#newWire(after, {
-			entry: entry => {
-				if (isReset) return;
-				feed.push(entry);
-				if (isLast(entry)) feed.stop();
-			},
-			reset: () => {
-				isReset = true;
-				feed.end(positionUnknown());
-				feed.stop();
-			},
-			ended: error => feed.end(error)
-		});
-		feed.stop = () => {
-			this.#shared.wires.delete(wire);
-			wire.stop();
+		let wire = null;
+		const leave = () => {
+			const left = wire;
+			wire = null;
+			left?.stop();
 		};
-		wire.start();
+		const connect = position => {
+			const mine = this.#newWire(position, {
+				entry: entry => {
+					if (wire !== mine || isOfOther(turnIndex(), entry)) return;
+					feed.push(entry);
+					if (entry.type === 'turn_end' && entry.turn_index === turnIndex()) feed.stop();
+					else if (feed.isFull) {
+						leave();
+						feed.resume = () => connect(entry.seq);
+					}
+				},
+				reset: () => {
+					feed.end(positionUnknown());
+					leave();
+				},
+				ended: error => wire === mine && feed.end(error)
+			});
+			wire = mine;
+			feed.resume = () => {};
+			wire.start();
+		};
+		feed.stop = leave;
+		connect(after);
 		return feed;
 	}
 
@@ -178,7 +227,7 @@ export class Session {
 
 	async #set(frame) {
 		const wire = this.#connect();
-		const feed = this.#openFeed(); // keeps the socket open
+		const feed = this.#openFeed(new Unread());
 		try {
 			while (!wire.send(frame)) await this.#changed(wire);
 		} finally {
@@ -215,15 +264,30 @@ export class Session {
 
 	state = () => this.#call('GET', '');
 	markRead = async seq => (await this.#call('POST', '/read', { seq }, { repeat: true })).unread;
+	/** Opens a closed session again. Returns the state. */
 	reopen = () => this.#call('POST', '/reopen', {});
+	/** Opens the session again if it is closed. Returns the state. */
+	ensureOpen = () =>
+		this.reopen().catch(error => {
+			if (error.code !== 'conflict') throw error;
+			return this.state();
+		});
 	ticket = async () => (await this.#call('POST', '/ticket', {})).ticket;
-	share = (options = {}) => this.#call('POST', '/shares', options);
+	/**
+	 * A link with which anybody can read the session: `{share_id, url, …}`.
+	 * @param {{expiresIn?: number, label?: string}} [options]
+	 */
+	share = ({ expiresIn, label } = {}) => this.#call('POST', '/shares', { expires_in: expiresIn, label });
 	shares = async () => (await this.#call('GET', '/shares')).shares;
 	revokeShare = id => this.#call('DELETE', `/shares/${encodeURIComponent(id)}`);
 
-	/** A new session that continues from the end of a turn, by default of the last one. */
-	async fork(options = {}) {
-		return new Session(this.#shared, (await this.#call('POST', '/fork', options)).session_id, this.#handlers);
+	/**
+	 * A new session that continues from the end of a turn, by default of the last one.
+	 * @param {Record<string, any> & {turnIndex?: number}} [options] and the fields of `POST /sessions`
+	 */
+	async fork({ turnIndex, ...fields } = {}) {
+		const { session_id: id } = await this.#call('POST', '/fork', { turn_index: turnIndex, ...fields });
+		return new Session(this.#shared, id, this.#handlers);
 	}
 
 	/** The session as `ndjson`, `markdown` or `html`. */
@@ -248,16 +312,20 @@ export class Session {
 
 	// The socket.
 
-	#openFeed() {
+	#openFeed(feed = new Feed()) {
 		clearTimeout(this.#lingering);
-		const feed = new Feed();
 		this.#feeds.add(feed);
 		return feed;
 	}
 
+	#endFeed(feed) {
+		feed.end();
+		this.#closeFeed(feed);
+	}
+
 	#closeFeed(feed) {
 		this.#feeds.delete(feed);
-		if (this.#feeds.size || this.#handlers.permission || this.#handlers.question) return;
+		if (!this.#wire || this.#feeds.size || this.#handlers.permission || this.#handlers.question) return;
 		clearTimeout(this.#lingering);
 		this.#lingering = setTimeout(() => this.#feeds.size || this.detach(), this.#shared.lingerSecs * 1000);
 		this.#lingering.unref?.();
@@ -270,10 +338,16 @@ export class Session {
 					this.#permission = frame.permission;
 					for (const pending of frame.pending_permissions ?? []) this.#ask(pending, 'permission');
 					for (const pending of frame.pending_elicitations ?? []) this.#ask(pending, 'question');
+					for (const command of this.#commands.values()) this.#sendCommand(wire, command.frame);
 				},
 				entry: entry => this.#received(entry),
 				reset: () => this.#end(positionUnknown()),
 				error: frame => this.#refused(frame),
+				frame: (direction, frame) => {
+					if (frame.type === 'pong') this.#commands.get(frame.id)?.resolve();
+					else if (direction === 'up' && frame.type === 'prompt')
+						this.#sent.set(frame.id, (this.#sent.get(frame.id) ?? 0) + 1);
+				},
 				ended: error => this.#wire === wire && this.#end(error)
 			});
 			this.#wire = wire;
@@ -285,12 +359,18 @@ export class Session {
 	#newWire(after, { ended, ...on }) {
 		const { rest, credential, giveUpSecs, wires } = this.#shared;
 		let givingUp;
+		let token;
 		const wire = new Wire({
 			url: `${rest.url.replace(/^http/, 'ws')}${this.#path}/ws`,
-			credential: () => credential(this.id),
+			credential: () => {
+				if (this.#shared.isClosed) queueMicrotask(() => wire.stop());
+				token = rest.token;
+				return credential(this.id);
+			},
 			after,
 			on: {
 				...on,
+				closed: code => (rest.hasTokenFor(code, token) ? 'resume' : undefined),
 				status: status => {
 					if (status.state === 'live' || status.state === 'stopped' || status.state === 'idle') {
 						clearTimeout(givingUp);
@@ -324,21 +404,25 @@ export class Session {
 		clearTimeout(this.#lingering);
 		for (const feed of this.#feeds) feed.end(error);
 		this.#feeds.clear();
+		for (const { reject } of this.#commands.values())
+			reject(error ?? new ClawdforgeError('session_closed', 'The session is closed.'));
 		this.#asked.clear();
 		wire?.stop();
 	}
 
 	#received(entry) {
-		for (const feed of this.#feeds) feed.push(entry);
+		for (const feed of [...this.#feeds]) {
+			if (isOfOther(feed.turnIndex, entry)) continue;
+			feed.push(entry);
+			if (!feed.isFull) continue;
+			this.#closeFeed(feed);
+			feed.continueWith(after => this.#follow(after, () => feed.turnIndex));
+		}
 		if (entry.type === 'turn_end') {
-			// After the microtask in which a turn learns its index.
-			queueMicrotask(() => {
-				for (const feed of [...this.#feeds]) {
-					if (feed.turnIndex !== entry.turn_index) continue;
-					feed.end();
-					this.#closeFeed(feed);
-				}
-			});
+			for (const feed of [...this.#feeds]) {
+				if (feed.turnIndex === entry.turn_index) this.#endFeed(feed);
+				else if (feed.turnIndex === null) feed.endedTurns.add(entry.turn_index);
+			}
 		}
 		if (entry.type === 'permission_request') this.#ask(entry, 'permission');
 		if (entry.type === 'elicitation_request') this.#ask(entry, 'question');
@@ -368,6 +452,8 @@ export class Session {
 
 	#refused(frame) {
 		const asked = this.#asked.get(frame.id);
+		const command = this.#commands.get(frame.id);
+		if (command) return command.reject(frameError(frame));
 		if (asked && frame.code === 'bad_request') this.#ask(asked.pending, asked.kind, frame);
 		else if (!asked) console.warn(`clawdforge: ${frame.message} (${frame.code})`);
 	}
@@ -377,7 +463,15 @@ function requestOf(pending, kind, problem) {
 	const { request_id: requestId, turn_index: turnIndex, request, expires_at: expiresAt } = pending;
 	const common = { requestId, turnIndex, expiresAt, request, problem: problem?.message ?? null };
 	return kind === 'permission'
-		? { ...common, title: request.toolCall?.title ?? '', toolCall: request.toolCall, options: request.options }
+		? {
+				...common,
+				title: request.toolCall?.title ?? '',
+				toolCall: request.toolCall,
+				options: request.options,
+				allow: () => firstOption(request, ['allow_once', 'allow_always']),
+				allowAlways: () => firstOption(request, ['allow_always', 'allow_once']),
+				reject: () => firstOption(request, ['reject_once', 'reject_always'])
+			}
 		: {
 				...common,
 				message: request.message,
@@ -388,11 +482,15 @@ function requestOf(pending, kind, problem) {
 			};
 }
 
-function optionOf({ request }, answer) {
-	if (typeof answer !== 'boolean') return answer ?? null;
-	const kinds = answer ? ['allow_once', 'allow_always'] : ['reject_once', 'reject_always'];
+// The id of the first option of one of the kinds; null, which cancels, if the agent offers none.
+function firstOption(request, kinds) {
 	const found = kinds.map(kind => request.options.find(one => one.kind === kind)).find(Boolean);
 	return found?.optionId ?? null;
+}
+
+function optionOf({ request }, answer) {
+	if (typeof answer !== 'boolean') return answer ?? null;
+	return firstOption(request, answer ? ['allow_once', 'allow_always'] : ['reject_once', 'reject_always']);
 }
 
 function contentOf(answer) {
@@ -401,10 +499,18 @@ function contentOf(answer) {
 	return answer === true ? { action: 'accept' } : { action: 'accept', content: answer };
 }
 
+/** Whether an entry is not of the turn that a feed is for; null if that is for all, or not known. */
+const isOfOther = (turnIndex, entry) => turnIndex != null && entry.turn_index !== turnIndex;
+
+/** A feed that only keeps the socket open. */
+class Unread extends Feed {
+	/** @override */
+	push() {}
+}
+
 /** Why a wire has ended, if that is not what its prompts report. */
 const failures = new WeakMap();
 
-const closed = () => new ClawdforgeError('closed', 'The client was closed.');
 const positionUnknown = () =>
 	new ClawdforgeError('position_unknown', "The server's log went back: read it again from its start.");
 
@@ -429,4 +535,5 @@ const textOfBody = response => response.text();
  * @property {number} giveUpSecs
  * @property {number} lingerSecs
  * @property {Set<Wire>} wires
+ * @property {boolean} isClosed
  */

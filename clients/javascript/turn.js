@@ -13,20 +13,43 @@ export function textOf(entry) {
 	return typeof text === 'string' ? text : '';
 }
 
+const MAX_WAITING = 2000; // entries that wait for a slow reader; the others come from the server's log
+
 /** Entries that wait for one reader. */
 export class Feed {
 	#entries = [];
+	#source = null;
 	#error = null;
 	#ended = false;
 	/** @type {(value?: any) => void} */
 	#wake = () => {};
 	/** @type {number | null} of a turn's feed, once it is known */
 	turnIndex = null;
+	/** Turns that have ended while the index was not known. @type {Set<number>} */
+	endedTurns = new Set();
 	stop = () => {};
+
+	/** Called before the reader waits for entries. */
+	resume = () => {};
+
+	get isFull() {
+		return this.#entries.length > MAX_WAITING;
+	}
 
 	/** @param {Entry} entry */
 	push(entry) {
 		this.#entries.push(entry);
+		this.#wake();
+	}
+
+	/**
+	 * Continues with the entries of another feed.
+	 * @param {(after: number) => Feed} follow returns the feed of the entries after a seq
+	 */
+	continueWith(follow) {
+		this.#source = follow(this.#entries[0].seq - 1);
+		this.#entries = [];
+		this.stop = () => this.#source.stop();
 		this.#wake();
 	}
 
@@ -39,8 +62,10 @@ export class Feed {
 	/** @returns {Promise<Entry | null>} null at the end */
 	async next() {
 		while (!this.#entries.length) {
+			if (this.#source) return this.#source.next();
 			if (this.#error) throw this.#error;
 			if (this.#ended) return null;
+			this.resume();
 			await new Promise(resolve => {
 				this.#wake = resolve;
 			});
@@ -56,7 +81,9 @@ export class Feed {
 export class Turn {
 	/** @type {number | null} */
 	index = null;
+	/** Whether the server had the prompt already. */
 	duplicate = false;
+	/** Whether the prompt was added to a turn that was running. */
 	steered = false;
 	#feed;
 	#accepted;
@@ -67,9 +94,9 @@ export class Turn {
 	/**
 	 * @param {string} id
 	 * @param {Feed} feed
-	 * @param {Promise<{turn_index: number, duplicate?: boolean, steered?: boolean}>} accepted
+	 * @param {Promise<{turn_index: number, duplicate?: boolean, steered?: boolean, isResent: boolean}>} accepted
 	 * @param {(index: number) => Promise<boolean>} cancel
-	 * @param {(turn: Turn) => Feed | null} refeed
+	 * @param {(index: number) => Feed | null} refeed the entries of a prompt that the server had already
 	 */
 	constructor(id, feed, accepted, cancel, refeed) {
 		/** The prompt's id. A prompt with the same id never runs twice in its session. */
@@ -79,9 +106,9 @@ export class Turn {
 		this.#accepted = accepted.then(
 			frame => {
 				this.index = frame.turn_index;
-				this.duplicate = Boolean(frame.duplicate);
+				this.duplicate = Boolean(frame.duplicate) && !frame.isResent;
 				this.steered = Boolean(frame.steered);
-				this.#feed = refeed(this) ?? this.#feed;
+				if (frame.duplicate) this.#feed = refeed(frame.turn_index) ?? this.#feed;
 				return frame.turn_index;
 			},
 			error => {
@@ -103,7 +130,10 @@ export class Turn {
 			if (!entry) throw new ClawdforgeError('session_closed', 'The session was closed.');
 			if (entry.turn_index !== index) continue;
 			this.#texts.push(textOf(entry));
-			if (entry.type === 'turn_end') this.#end = entry;
+			if (entry.type === 'turn_end') {
+				this.#end = entry;
+				this.#feed.stop();
+			}
 			return entry;
 		}
 		return null;

@@ -1,6 +1,7 @@
 // The socket for many sessions: the app's list, and the logs of any number of its sessions.
 
-import { ClawdforgeError, closeError } from './errors.js';
+import { ClawdforgeError, closeError, frameError } from './errors.js';
+import { randomId } from './ids.js';
 import { afterClose, backoff } from './wire.js';
 
 const MAX_QUEUED = 5000; // events; beyond it the socket is closed until the reader has caught up
@@ -9,6 +10,7 @@ const OPEN_MS = 30_000;
 const SILENCE_MS = 45_000; // the server sends a heartbeat every 20 s
 const TRANSIENT = ['rate_limited', 'draining']; // a prompt refused with one of them is sent again
 const SUBSCRIPTION = 'subscribe-';
+const RESEND = 'resend-';
 
 /**
  * The app's sessions over one socket: `for await (const event of forge.watch())`. Each entry of a subscribed
@@ -32,6 +34,7 @@ export class Watch {
 	#error = null;
 	#isClosed = false;
 	#isStarted = false;
+	#token;
 	/** @type {(value?: any) => void} */
 	#wake = () => {};
 
@@ -83,7 +86,7 @@ export class Watch {
 		if (new TextEncoder().encode(JSON.stringify(frame)).length > MAX_FRAME)
 			throw new ClawdforgeError('payload_too_large', 'The prompt exceeds 4 MiB.');
 		this.#prompts.set(id, frame);
-		this.#write(frame);
+		if (!this.#timers[RESEND + sessionId]) this.#write(frame); // else after those that were refused for now
 		this.#start();
 		return id;
 	}
@@ -105,8 +108,9 @@ export class Watch {
 		return true;
 	}
 
-	#resend() {
-		for (const frame of this.#prompts.values()) this.#write(frame);
+	#resend(sessionId = null) {
+		for (const frame of this.#prompts.values())
+			if (sessionId === null || frame.session_id === sessionId) this.#write(frame);
 	}
 
 	// Events.
@@ -144,12 +148,13 @@ export class Watch {
 		const mine = {};
 		this.#socket = mine;
 		this.#timer('open', OPEN_MS, () => this.#lost(1006, 'timeout'));
+		const { rest, credential: credentialOf, fields } = this.#options;
+		this.#token = rest.token;
 		try {
-			const credential = await this.#options.credential();
+			const credential = await credentialOf();
 			if (this.#socket !== mine) return;
-			const { url, fields } = this.#options;
 			const query = fields ? `?fields=${encodeURIComponent(fields.join(','))}` : '';
-			const socket = new WebSocket(`${url.replace(/^http/, 'ws')}/ws${query}`);
+			const socket = new WebSocket(`${rest.url.replace(/^http/, 'ws')}/ws${query}`);
 			this.#socket = socket;
 			socket.onopen = () => this.#socket === socket && socket.send(JSON.stringify({ type: 'auth', ...credential }));
 			socket.onmessage = ({ data }) => this.#socket === socket && this.#received(JSON.parse(data));
@@ -168,12 +173,13 @@ export class Watch {
 	}
 
 	#lost(code, reason) {
+		const { rest, giveUpSecs } = this.#options;
 		if (this.#isLive) this.#lostAt = Date.now();
 		this.#leave();
 		const why = reason || `closed with ${code}`;
-		if (afterClose(code) === 'stop') this.#fail(closeError(code, why));
-		else if (Date.now() - this.#lostAt > this.#options.giveUpSecs * 1000)
-			this.#fail(new ClawdforgeError('connection_lost', `${this.#options.url}: ${why}`, { retryable: true }));
+		if (afterClose(code) === 'stop' && !rest.hasTokenFor(code, this.#token)) this.#fail(closeError(code, why));
+		else if (Date.now() - this.#lostAt > giveUpSecs * 1000)
+			this.#fail(new ClawdforgeError('connection_lost', `${rest.url}: ${why}`, { retryable: true }));
 		else {
 			const wait = backoff(this.#attempt) + this.#retryAfter;
 			this.#attempt += 1;
@@ -236,10 +242,12 @@ export class Watch {
 		if (this.#prompts.delete(id)) this.#push({ kind: 'accepted', sessionId, id, turnIndex });
 	}
 
-	#refused(sessionId, { id, code, message, retryable }) {
-		const error = new ClawdforgeError(code, message, { retryable: Boolean(retryable) });
+	#refused(sessionId, frame) {
+		let { id, code } = frame;
+		const error = frameError(frame);
 		if (this.#prompts.has(id) && TRANSIENT.includes(code)) {
-			this.#timer('resend', 1000 + backoff(2), () => this.#resend());
+			const wait = (error.retryAfter ?? 1) * 1000 + backoff(2);
+			this.#timer(RESEND + sessionId, wait, () => this.#resend(sessionId));
 			return;
 		}
 		this.#prompts.delete(id);
@@ -264,17 +272,17 @@ export class Watch {
 	#timer(name, ms, call) {
 		clearTimeout(this.#timers[name]);
 		delete this.#timers[name];
-		if (call) this.#timers[name] = setTimeout(call, ms);
+		if (!call) return;
+		this.#timers[name] = setTimeout(() => {
+			delete this.#timers[name];
+			call();
+		}, ms);
 	}
-}
-
-function randomId() {
-	return Array.from(crypto.getRandomValues(new Uint8Array(16)), byte => byte.toString(16).padStart(2, '0')).join('');
 }
 
 /**
  * @typedef {object} WatchOptions
- * @property {string} url
+ * @property {import('./rest.js').Rest} rest
  * @property {() => Promise<object>} credential
  * @property {string[]} [fields] of each state; all by default
  * @property {number} giveUpSecs

@@ -6,7 +6,7 @@ import process from 'node:process';
 import { after, test } from 'node:test';
 import { Clawdforge, ClawdforgeError, TurnError, textOf } from '../../clients/javascript/client.js';
 
-const { URL: url, TOKEN: token } = process.env;
+const { URL: url, TOKEN: token, ADMIN: admin, KEEPER: keeper } = process.env;
 const script = (...steps) => JSON.stringify({ steps });
 const forge = new Clawdforge(url, token);
 after(() => forge.close());
@@ -66,7 +66,7 @@ test('errors have the code of the server', async () => {
 	assert.equal((await failure(nowhere.session(unknown).ask('hello'))).code, 'connection_lost');
 });
 
-test('a response that was cut off is asked for again, or an error', async () => {
+test('a call that was cut off or refused for now is repeated, or an error', async () => {
 	const cut = (response, begun) => response.write(begun, () => response.destroy());
 	const replies = [];
 	const server = createServer((_, response) => replies.shift()(response));
@@ -89,6 +89,19 @@ test('a response that was cut off is asked for again, or an error', async () => 
 		assert.equal((await failure(client.createSession())).code, 'connection_lost');
 		replies.push(response => cut(response, 'data: {}\n\n'));
 		assert.equal((await failure(collect(client.runStream('hello')))).code, 'connection_lost');
+		const refuse = (status, headers, body) => response => response.writeHead(status, headers).end(body);
+		const slowDown = JSON.stringify({ ok: false, code: 'rate_limited', error: 'slow down' });
+		// A date in the past: at once.
+		const later = { 'Retry-After': 'Thu, 01 Jan 1970 00:00:00 GMT' };
+		replies.push(refuse(429, later, slowDown), response => response.end('{"session_id": "any"}'));
+		assert.equal((await client.createSession()).id, 'any');
+		// A proxy, while its server restarts: the call may have been carried out.
+		replies.push(refuse(502, {}, '<h1>Bad Gateway</h1>'), response => response.end('{"session_id": "any"}'));
+		assert.deepEqual(await session.state(), { session_id: 'any' });
+		replies.push(refuse(502, {}, '<h1>Bad Gateway</h1>'));
+		assert.equal((await failure(client.createSession())).status, 502);
+		replies.push(refuse(429, { 'Retry-After': '60' }, slowDown));
+		assert.equal((await failure(client.agents())).retryAfter, 60);
 		assert.deepEqual(replies, []);
 	} finally {
 		client.close();
@@ -106,6 +119,83 @@ test('a prompt with a known id returns the earlier turn', async () => {
 	assert.ok(turn.duplicate);
 	assert.equal((await session.state()).turn_count, 2);
 	restarted.close();
+});
+
+test('the tries of a message are made once', async () => {
+	const session = await forge.createSession({ agent: 'mock' });
+	// The second time as after a restart of the program.
+	for (let time = 0; time < 2; time += 1) {
+		const asking = forge.session(session.id).ask(script({ exit: 1 }), { id: 'message', retries: 1 });
+		const error = await failure(asking);
+		assert.ok(error instanceof TurnError);
+		assert.equal(error.turnIndex, 2);
+	}
+	assert.equal((await session.state()).turn_count, 2);
+});
+
+test('a changed token is used for what was refused with the former one', async () => {
+	const { id } = await forge.createSession({ agent: 'mock' });
+	const client = new Clawdforge(url, 'cf_wrong');
+	const session = client.session(id);
+	const turn = session.prompt('hello');
+	const watch = client.watch();
+	const first = watch[Symbol.asyncIterator]().next();
+	const state = session.state();
+	client.setToken(token); // all three have begun
+	assert.equal((await turn.result()).text, 'echo: hello');
+	assert.ok((await first).value);
+	assert.equal((await state).session_id, id);
+	client.close();
+});
+
+test('the bot of the docs keeps its conversations over everything that happens', async () => {
+	const operator = async (method, path, body) => {
+		const headers = { Authorization: `Bearer ${admin}` };
+		const response = await fetch(url + path, { method, headers, body: body && JSON.stringify(body) });
+		assert.equal(response.status, 200, path);
+		return response.json();
+	};
+	const newToken = async () => (await operator('POST', '/admin/tokens', { name: 'keeper' })).token;
+	Object.assign(globalThis, { newToken });
+	const { answer } = await import(`file://${keeper}`);
+	const bot = new Clawdforge(url, await newToken());
+	const sessions = new Map();
+	const say = (text, id) => answer(bot, sessions, '42', text, id);
+	assert.equal(await say('one', 'm1'), 'echo: one');
+	const first = sessions.get('42');
+	await first.close(); // as its idle time would
+	assert.equal(await say('two', 'm2'), 'echo: two');
+	await operator('DELETE', '/admin/tokens/keeper');
+	assert.equal(await say('three', 'm3'), 'echo: three');
+	sessions.set('42', bot.session(first.id)); // the bot was restarted
+	assert.equal(await say('three', 'm3'), 'echo: three');
+	assert.equal((await first.state()).turn_count, 3);
+	assert.equal((await first.ensureOpen()).state, 'idle');
+	await first.close({ purge: true });
+	assert.equal(await say('four', 'm4'), 'echo: four');
+	assert.notEqual(sessions.get('42').id, first.id);
+	bot.close();
+});
+
+test('webhook, push and budget are managed', async () => {
+	assert.equal((await failure(forge.webhook.state())).code, 'not_found');
+	const set = forge.webhook.set('https://hooks.example.org/', { events: ['turn_ended'] });
+	assert.equal((await failure(set)).code, 'bad_request'); // the operator has named no host
+	assert.equal((await failure(forge.webhook.delete())).code, 'not_found');
+	assert.ok(await forge.push.key());
+	const keys = {
+		p256dh: 'BCVxsr7N_eNgVRqvHtD0zTZsEc6-VV-JvLexhqUzORcxaOzi6-AYWXvTBHm4bjyPjs7Vd8pZGH6SRpkNtoIAiw4',
+		auth: 'BTBZMqHH6r4Tts7J_aSIgg'
+	};
+	const endpoint = 'https://updates.push.services.mozilla.com/wpush/v2/any';
+	const id = await forge.push.subscribe({ endpoint, expirationTime: null, keys });
+	assert.deepEqual(
+		(await forge.push.subscriptions()).map(one => one.id),
+		[id]
+	);
+	await forge.push.unsubscribe(id);
+	assert.deepEqual(await forge.budget(), {});
+	assert.ok(Array.isArray(await forge.folders()));
 });
 
 test('entries are delivered once over cut connections', async () => {
@@ -134,6 +224,21 @@ test('entries are delivered once over cut connections', async () => {
 		globalThis.WebSocket = Real;
 		client.close();
 	}
+});
+
+test('slow readers get the rest from the log', async () => {
+	const session = await forge.createSession({ agent: 'mock' });
+	const turn = session.prompt(script({ burst: { count: 2500, text: 'x' } }));
+	const followed = session.entries();
+	const first = [(await turn[Symbol.asyncIterator]().next()).value];
+	const start = [(await followed.next()).value];
+	await session.ask('later'); // the first turn has ended meanwhile
+	const entries = [...first, ...(await collect(turn))];
+	assertWithoutGaps(entries);
+	assert.equal(entries.filter(textOf).length, 2500);
+	assert.equal((await turn.result()).turnIndex, 1);
+	await session.close();
+	assert.deepEqual([...start, ...(await collect(followed))], await session.log());
 });
 
 test('a follower begins anywhere and ends with the session', async () => {
@@ -227,12 +332,11 @@ test('sessions are listed, forked, exported and imported', async () => {
 test('runs are made, streamed and found again', async () => {
 	const prompt = script({ say: '[1, ' }, { say: '2]' });
 	assert.deepEqual((await forge.run(prompt, { agent: 'mock', key: 'k' })).result, [1, 2]);
-	const updates = [];
-	const stream = forge.runStream(prompt, { agent: 'mock' });
-	let step = await stream.next();
-	for (; !step.done; step = await stream.next()) updates.push(step.value);
-	assert.ok(updates.length);
-	assert.deepEqual(step.value.result, [1, 2]);
+	const stream = forge.runStream(prompt, { agent: 'mock', include: ['session_id'] });
+	assert.ok((await collect(stream)).length);
+	const { result, stopReason, sessionId } = await stream.result();
+	assert.deepEqual([result, stopReason], [[1, 2], 'end_turn']);
+	assert.ok(sessionId);
 	const run = await forge.runInBackground(prompt, { agent: 'mock' });
 	assert.deepEqual((await forge.backgroundRun(run.id).result()).result, [1, 2]);
 	await run.end();
@@ -322,5 +426,54 @@ test('a watch delivers each entry once over lost connections', async () => {
 	} finally {
 		globalThis.WebSocket = Original;
 		watch.close();
+	}
+});
+
+test('prompts refused in a watch follow after the time of the server, in their order', async () => {
+	const Original = globalThis.WebSocket;
+	const random = Math.random;
+	const accepted = [];
+	let refusedAt = 0;
+	let waited = 0;
+	let refused = (/** @type {any} */ _) => {};
+	const isRefused = new Promise(resolve => {
+		refused = resolve;
+	});
+	class Refusing {
+		onopen;
+		onmessage;
+		constructor() {
+			setTimeout(() => this.onopen());
+		}
+		answer = frame => setTimeout(() => this.onmessage({ data: JSON.stringify(frame) }));
+		send(text) {
+			const { type, id, session_id, prompt } = JSON.parse(text);
+			if (type === 'auth') return this.answer({ type: 'ready', sessions: [] });
+			if (!refusedAt) {
+				refusedAt = performance.now();
+				this.answer({ type: 'error', id, session_id, code: 'rate_limited', message: 'slow', retry_after_ms: 50 });
+				setTimeout(refused);
+				return;
+			}
+			waited ||= performance.now() - refusedAt;
+			accepted.push(prompt);
+			this.answer({ type: 'accepted', id, session_id, turn_index: accepted.length });
+		}
+		close() {}
+	}
+	globalThis.WebSocket = /** @type {any} */ (Refusing);
+	Math.random = () => 0; // no time in addition to the server's
+	const watch = forge.watch();
+	try {
+		watch.prompt('some-id', 'one');
+		await isRefused;
+		watch.prompt('some-id', 'two');
+		for await (const { kind } of watch) if (kind === 'accepted' && accepted.length === 2) break;
+		assert.deepEqual(accepted, ['one', 'two']);
+		assert.ok(waited >= 49, String(waited));
+	} finally {
+		watch.close();
+		Math.random = random;
+		globalThis.WebSocket = Original;
 	}
 });

@@ -13,7 +13,9 @@ from playwright.async_api import Route, async_playwright
 from server.agents.catalog import find_node
 
 from ..conftest import Spawn
+from ..repository.test_guides import program_of
 from ..repository.test_readme import CHROMIUM, HAS_CHROMIUM
+from ..support.client import ADMIN
 from ..support.harness import (
     ROOT,
     TIMEOUT_SECS,
@@ -27,13 +29,18 @@ HERE = Path(__file__).parent
 NODE = find_node()
 
 
-async def test_javascript_client_passes_its_own_tests(client: Client) -> None:
+async def test_javascript_client_passes_its_own_tests(client: Client, tmp_path: Path) -> None:
     assert client.token is not None
+    keeper = tmp_path / "keeper.mjs"
+    program = program_of("howto/javascript-client.md", "keeper.mjs")
+    keeper.write_text(program.replace("meta: {", "agent: 'mock', meta: {"))
     status, out, err = await run_program(
         NODE,
         *("--test", "--test-reporter=tap", str(HERE / "javascript.mjs")),
         URL=client.url,
         TOKEN=client.token,
+        ADMIN=ADMIN,
+        KEEPER=str(keeper),
     )
     assert status == 0, out + err
 

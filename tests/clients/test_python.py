@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from aiohttp import web
 from clawdforge_client import (
     Clawdforge,
     ClawdforgeError,
@@ -19,9 +20,12 @@ from clawdforge_client import (
     TurnError,
     Watch,
     WatchEvent,
+    connection,
     feed,
+    frames,
     rest,
     text_of,
+    watch,
 )
 
 from ..conftest import Spawn
@@ -38,6 +42,7 @@ from ..support.harness import (
     script,
 )
 from .cutting_proxy import cutting_proxy
+from .refusing_server import REFUSED_MS, refusing_server, scripted_server
 
 
 @pytest.fixture
@@ -45,6 +50,13 @@ async def forge(client: Client) -> AsyncIterator[Clawdforge]:
     assert client.token is not None
     async with Clawdforge(client.url, client.token, retry_secs=5) as forge:
         yield forge
+
+
+@pytest.fixture
+def without_backoff(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Let clients connect again at once."""
+    for module in (connection, watch):
+        monkeypatch.setattr(module, "backoff", lambda _: 0)
 
 
 def seqs(entries: list[Entry]) -> list[int]:
@@ -197,6 +209,7 @@ async def test_entries_are_delivered_once_over_cut_connections(
     assert followed == await client.events(session.id)
 
 
+@pytest.mark.usefixtures("without_backoff")
 async def test_prompt_that_was_lost_on_its_way_is_sent_again(
     server: LocalServer, client: Client
 ) -> None:
@@ -346,6 +359,15 @@ async def test_repeated_message_returns_the_try_that_succeeded(
         again = await forge.session(session.id).ask(text, id="message", retries=1)
         assert again.turn_index == 2
         assert (await session.state())["turn_count"] == 2
+
+
+async def test_tries_of_a_message_are_made_once(forge: Clawdforge) -> None:
+    session = await forge.create_session(agent="mock")
+    for _ in range(2):  # the second time as after a restart of the program
+        with pytest.raises(TurnError) as caught:
+            await forge.session(session.id).ask(script({"exit": 1}), id="message", retries=1)
+        assert caught.value.turn_index == 2
+    assert (await session.state())["turn_count"] == 2
 
 
 async def eventually_running(session_id: str, forge: Clawdforge) -> None:
@@ -600,6 +622,133 @@ async def test_idle_socket_is_closed_and_opened_again(client: Client) -> None:
         assert (await session.ask("two")).text == "echo: two"
 
 
+# Refusals for now.
+
+
+def test_refused_prompt_waits_as_long_as_the_server_says() -> None:
+    refused = {"type": "error", "code": "rate_limited", "retry_after_ms": 60_000}
+    error = frames.frame_error(refused)
+    assert error.retry_after == 60
+    assert frames.resend_secs(error) >= 60
+
+
+@pytest.fixture
+async def refused(monkeypatch: pytest.MonkeyPatch) -> asyncio.Event:
+    """Set once the client knows that a prompt was refused. It adds no time of its own."""
+    event = asyncio.Event()
+
+    def backoff(attempt: int) -> float:
+        event.set()
+        return 0
+
+    monkeypatch.setattr(frames, "backoff", backoff)
+    return event
+
+
+async def test_refused_prompts_follow_after_the_time_of_the_server_in_order(
+    refused: asyncio.Event,
+) -> None:
+    async with refusing_server() as server, Clawdforge(server.url, "cf_any") as forge:
+        session = forge.session("some-id")
+        turns = [session.prompt("one")]
+        await refused.wait()
+        turns.append(session.prompt("two"))
+        for turn in turns:
+            await turn.accepted()
+    assert server.accepted == ["one", "two"]
+    assert server.waited_secs >= REFUSED_MS / 1000
+
+
+async def test_prompts_refused_in_a_watch_follow_after_the_time_of_the_server(
+    refused: asyncio.Event,
+) -> None:
+    async with (
+        refusing_server() as server,
+        Clawdforge(server.url, "cf_any") as forge,
+        forge.watch() as watch,
+    ):
+        await watch.prompt("some-id", "one")
+        following = asyncio.create_task(until_accepted(watch, 2))
+        await refused.wait()
+        await watch.prompt("some-id", "two")
+        await following
+    assert server.accepted == ["one", "two"]
+    assert server.waited_secs >= REFUSED_MS / 1000
+
+
+async def until_accepted(watch: Watch, count: int) -> None:
+    async for event in watch:
+        count -= event.kind == "accepted"
+        if not count:
+            return
+
+
+async def test_calls_are_repeated_if_the_server_has_refused_them_for_now() -> None:
+    refused = {"ok": False, "code": "rate_limited", "error": "slow down"}
+    later = {"Retry-After": "Thu, 01 Jan 1970 00:00:00 GMT"}
+    async with scripted_server() as (url, replies), Clawdforge(url, "cf_any") as forge:
+        state = web.json_response({"session_id": "some-id"})
+        replies += [web.json_response(refused, status=429, headers=later), state]
+        assert (await forge.create_session()).id == "some-id"
+        # A proxy, while its server restarts: the call may have been carried out.
+        state = web.json_response({"session_id": "some-id"})
+        replies += [web.Response(status=502, text="<h1>Bad Gateway</h1>"), state]
+        assert await forge.session("some-id").state() == {"session_id": "some-id"}
+        replies.append(web.Response(status=502, text="<h1>Bad Gateway</h1>"))
+        with pytest.raises(ClawdforgeError) as caught:
+            await forge.create_session()
+        assert (caught.value.status, caught.value.retryable) == (502, True)
+        # The client does not wait for longer than it would for a server that is away.
+        replies.append(web.json_response(refused, status=429, headers={"Retry-After": "60"}))
+        with pytest.raises(ClawdforgeError) as caught:
+            await forge.agents()
+        assert (caught.value.code, caught.value.retry_after) == ("rate_limited", 60)
+        assert not replies
+
+
+async def test_changed_token_is_used_for_what_was_refused_with_the_former_one(
+    client: Client,
+) -> None:
+    assert client.token is not None
+    session_id = await client.create()
+    async with Clawdforge(client.url, "cf_wrong") as forge, forge.watch() as watch:
+        session = forge.session(session_id)
+        turn = session.prompt("hello")
+        first = asyncio.create_task(anext(watch))
+        state = asyncio.create_task(session.state())
+        await asyncio.sleep(0)  # all three have begun
+        forge.set_token(client.token)
+        assert (await turn.result()).text == "echo: hello"
+        assert (await first).session_id == session_id
+        assert (await state)["session_id"] == session_id
+
+
+async def test_webhook_push_and_budget_are_managed(forge: Clawdforge) -> None:
+    with pytest.raises(ClawdforgeError) as caught:
+        await forge.webhook.state()
+    assert caught.value.code == "not_found"
+    with pytest.raises(ClawdforgeError) as caught:
+        await forge.webhook.set("https://hooks.example.org/", events=["turn_ended"])
+    assert caught.value.code == "bad_request"  # the operator has named no host
+    with pytest.raises(ClawdforgeError) as caught:
+        await forge.webhook.delete()
+    assert caught.value.code == "not_found"
+    assert await forge.push.key()
+    keys = {
+        "p256dh": "BCVxsr7N_eNgVRqvHtD0zTZsEc6-VV-JvLexhqUzORcx"
+        "aOzi6-AYWXvTBHm4bjyPjs7Vd8pZGH6SRpkNtoIAiw4",
+        "auth": "BTBZMqHH6r4Tts7J_aSIgg",
+    }
+    endpoint = "https://updates.push.services.mozilla.com/wpush/v2/any"
+    subscription = {"endpoint": endpoint, "expirationTime": None, "keys": keys}
+    found = await forge.push.subscribe(subscription, events=["turn_ended"])
+    assert [one["id"] for one in await forge.push.subscriptions()] == [found]
+    await forge.push.unsubscribe(found)
+    assert await forge.push.subscriptions() == []
+    assert await forge.budget() == {}
+    assert isinstance(await forge.folders(), list)
+
+
 # Many sessions over one socket.
 
 
@@ -661,6 +810,7 @@ async def test_watch_follows_the_list_and_many_sessions(forge: Clawdforge) -> No
         assert watch.sessions.keys() == {known.id, others[0], others[2]}
 
 
+@pytest.mark.usefixtures("without_backoff")
 async def test_watch_delivers_each_entry_once_over_cut_connections(client: Client) -> None:
     assert client.token is not None
     async with cutting_proxy(client.url) as proxy:

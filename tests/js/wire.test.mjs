@@ -64,6 +64,7 @@ function world(options = {}) {
 	});
 	return {
 		wire,
+		env,
 		seen,
 		sockets,
 		get socket() {
@@ -372,6 +373,37 @@ test('a transient failure keeps the prompt', async () => {
 		socket.sent.slice(1).map(frame => frame.id),
 		[id, id]
 	);
+});
+
+test('refused prompts follow after the time of the server, in their order', async () => {
+	const w = world();
+	const socket = await w.live();
+	const { id } = w.wire.prompt('one');
+	socket.get({ type: 'error', id, code: 'rate_limited', message: 'slow down', retry_after_ms: 10_000 });
+	const later = w.wire.prompt('two');
+	const sent = () => socket.sent.slice(1).map(frame => frame.id);
+	await w.pass(9_999);
+	assert.deepEqual(sent(), [id]);
+	await w.pass(3_000);
+	assert.deepEqual(sent(), [id, id, later.id]);
+});
+
+test('a listener may know better what follows a close code', async () => {
+	const w = world();
+	const wire = new Wire({
+		url: 'ws://test/sessions/s/ws',
+		credential: async () => ({ token: 'cf_x' }),
+		on: { closed: code => (code === 4503 ? 'resume' : undefined) },
+		env: w.env
+	});
+	wire.start();
+	await w.settle();
+	w.socket.open();
+	w.socket.end(4503);
+	assert.equal(wire.status.state, 'away');
+	await w.pass(1_000);
+	w.socket.end(4500);
+	assert.equal(wire.status.state, 'stopped');
 });
 
 test('1009 rejects the largest prompt and resends the others', async () => {

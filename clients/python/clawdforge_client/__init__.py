@@ -9,6 +9,7 @@ async with Clawdforge("http://127.0.0.1:8800", token) as forge:
 from .client import Clawdforge
 from .errors import ClawdforgeError, ConnectionLostError, RunError, TurnError
 from .files import Files
+from .notifications import Push, Webhook
 from .runs import BackgroundRun, RunStream
 from .session import Session
 from .shapes import (
@@ -38,6 +39,7 @@ __all__ = [
     "Json",
     "PermissionRequest",
     "Prompt",
+    "Push",
     "Question",
     "RunError",
     "RunResult",
@@ -50,5 +52,6 @@ __all__ = [
     "Usage",
     "Watch",
     "WatchEvent",
+    "Webhook",
     "text_of",
 ]

@@ -13,6 +13,7 @@ import aiohttp
 from .closeable import Closeable
 from .errors import RunError
 from .live_session import ClientState
+from .notifications import Push, Webhook
 from .rest import Rest, without_none
 from .runs import BackgroundRun, RunStream, result_of, run_body
 from .session import Session
@@ -32,7 +33,8 @@ class Clawdforge(Closeable):
     """A client of a clawdforge server, for one app.
 
     Use it as ``async with Clawdforge(url, token) as forge``, or call :meth:`close` at the end.
-    Closing the client closes its sockets; sessions and turns continue.
+    Closing the client closes its sockets; sessions and turns continue. It may be made before the
+    event loop runs, and belongs to the loop in which it is first used.
 
     Args:
         url: the server's address; a path of a site is possible.
@@ -42,6 +44,10 @@ class Clawdforge(Closeable):
             Only calls that may be repeated without harm are.
         give_up_secs: how long turns and logs wait for a server that cannot be reached.
         linger_secs: how long a session's socket stays open without a use.
+
+    Attributes:
+        webhook: the app's webhook.
+        push: its push subscriptions.
     """
 
     def __init__(
@@ -54,14 +60,11 @@ class Clawdforge(Closeable):
         give_up_secs: float = 300,
         linger_secs: float = 30,
     ) -> None:
-        self._owns_http = http is None
-        self._http = http or aiohttp.ClientSession(
-            connector=aiohttp.TCPConnector(limit=0),
-            timeout=aiohttp.ClientTimeout(total=None, sock_connect=15),
-        )
-        self._rest = Rest(self._http, url, token, retry_secs=retry_secs)
+        self._rest = Rest(http, url, token, retry_secs=retry_secs)
         self._state = ClientState(self._rest, give_up_secs, linger_secs)
         self._watches: WeakSet[Watch] = WeakSet()
+        self.webhook = Webhook(self._rest)
+        self.push = Push(self._rest)
 
     def set_token(self, token: str) -> None:
         """Use another token of the app, for example after the former one was revoked.
@@ -76,8 +79,7 @@ class Clawdforge(Closeable):
             await session.close()
         for watch in list(self._watches):
             await watch.close()
-        if self._owns_http:
-            await self._http.close()
+        await self._rest.close()
 
     # Sessions.
 
@@ -206,6 +208,19 @@ class Clawdforge(Closeable):
         """Tokens and costs by ``day``, ``session``, ``agent`` or ``model``."""
         params = {"by": by, "from": since, "to": until}
         return list((await self._rest.call("GET", "/usage", params=params))["rows"])
+
+    async def budget(self) -> Json:
+        """``{limit_name: {limit, used, remaining, resets_at}}``; empty without a budget."""
+        return dict((await self._rest.call("GET", "/usage")).get("budget") or {})
+
+    async def folders(self, path: str | None = None) -> list[Json]:
+        """``[{path, repository}]``: the folders below *path* that can be a session's ``cwd``.
+
+        Args:
+            path: by default the folders that the operator allows.
+        """
+        reply = await self._rest.call("GET", "/folders", params={"path": path})
+        return list(reply["folders"])
 
     async def upload(
         self, content: bytes | Path, *, name: str | None = None, ttl_secs: int | None = None

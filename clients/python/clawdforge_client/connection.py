@@ -28,6 +28,8 @@ from .frames import (
     close_error,
     encoded_frame,
     frame_error,
+    resend_secs,
+    retry_after_of,
 )
 from .rest import Rest, backoff
 from .shapes import Entry, Json
@@ -84,7 +86,7 @@ class Connection:
         self._retry_after = 0.0
         self._is_live = False
         self._task = asyncio.create_task(self._run(), name=f"clawdforge-{session_id}")
-        self._resending: asyncio.Task[None] | None = None
+        self._resending: asyncio.TimerHandle | None = None
 
     # The owner's side.
 
@@ -105,7 +107,7 @@ class Connection:
             prompt.fail(error)
             return
         self._prompts[prompt.frame["id"]] = prompt, 0
-        if self._is_live:
+        if self._is_live and self._resending is None:  # else after those that were refused for now
             self._send_pending(only=prompt.frame["id"])
 
     def send(self, frame: Json) -> None:
@@ -134,8 +136,6 @@ class Connection:
         """Close the socket. Prompts that were not accepted fail with *failure*."""
         self._fail_pending(failure)
         self._task.cancel()
-        if self._resending is not None:
-            self._resending.cancel()
         await asyncio.gather(self._task, return_exceptions=True)
 
     # Connecting.
@@ -154,6 +154,7 @@ class Connection:
             failure = ClawdforgeError("internal", f"the client has failed: {error}")
         finally:
             self._is_live = False
+            self._cancel_resending()
             if not self._ready.done():
                 if failure is None:
                     self._ready.set_result(self._last or 0)
@@ -179,7 +180,7 @@ class Connection:
                 if error.status < 500 and error.status not in (408, 429):
                     raise error_of(error.status, None) from error
                 code, reason = CONNECTION_LOST, f"status {error.status}"
-                self._retry_after = _retry_after(error)
+                self._retry_after = retry_after_of(error)
             except (aiohttp.ClientError, TimeoutError, OSError) as error:
                 code, reason = CONNECTION_LOST, str(error) or type(error).__name__
             was_live, self._is_live, self._ws = self._is_live, False, None
@@ -263,6 +264,7 @@ class Connection:
         if not self._ready.done():
             self._ready.set_result(self._last)
         self._listener.connected(frame)
+        self._cancel_resending()
         self._send_pending()
 
     def _receive(self, entry: Json, size: int) -> bool:
@@ -332,16 +334,28 @@ class Connection:
         if found is None:
             self._listener.refused(frame)
         elif frame["code"] in TRANSIENT_CODES:
-            if self._resending is None or self._resending.done():
-                self._resending = asyncio.create_task(self._resend_later())
+            self._resend_later(resend_secs(frame_error(frame)))
         else:
             del self._prompts[frame["id"]]
             found[0].fail(frame_error(frame))
 
-    async def _resend_later(self) -> None:
-        await asyncio.sleep(1 + backoff(2))
+    def _resend_later(self, secs: float) -> None:
+        """Send all prompts again, in their order, once the server accepts them."""
+        loop = asyncio.get_running_loop()
+        if self._resending is not None and self._resending.when() > loop.time() + secs:
+            return
+        self._cancel_resending()
+        self._resending = loop.call_later(secs, self._resend)
+
+    def _resend(self) -> None:
+        self._resending = None
         if self._is_live:
             self._send_pending()
+
+    def _cancel_resending(self) -> None:
+        if self._resending is not None:
+            self._resending.cancel()
+            self._resending = None
 
     def _fail_largest(self) -> None:
         """Fail the prompt whose size the server has refused: the close code does not name it."""
@@ -373,11 +387,6 @@ def _spawn(coroutine: Any) -> None:
 
 def _allow(deadline: asyncio.Timeout, secs: float) -> None:
     deadline.reschedule(asyncio.get_running_loop().time() + secs)
-
-
-def _retry_after(error: aiohttp.WSServerHandshakeError) -> float:
-    text = None if error.headers is None else error.headers.get("Retry-After")
-    return float(text) if text and text.isdigit() else 0.0
 
 
 def _closed() -> ClawdforgeError:

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Mapping
+from email.utils import parsedate_to_datetime
 from typing import Any
 
 
@@ -121,7 +123,19 @@ def error_of(
         code,
         message if isinstance(message, str) else f"the server responded with status {status}",
         retryable=bool((body or {}).get("retryable", retryable)),
-        retry_after=float(retry_after) if retry_after and retry_after.isdigit() else None,
+        retry_after=seconds_of(retry_after),
         status=status,
         body=body,
     )
+
+
+def seconds_of(retry_after: str | None) -> float | None:
+    """The seconds of a ``Retry-After`` header, which may also be a date; None if it has none."""
+    if not retry_after:
+        return None
+    if retry_after.isdigit():
+        return float(retry_after)
+    try:
+        return max(0.0, parsedate_to_datetime(retry_after).timestamp() - time.time())
+    except ValueError:
+        return None

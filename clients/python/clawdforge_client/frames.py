@@ -7,7 +7,10 @@ import secrets
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from .errors import ClawdforgeError
+import aiohttp
+
+from .errors import ClawdforgeError, seconds_of
+from .rest import backoff
 from .shapes import Json, Prompt
 
 MAX_FRAME_BYTES = 4 << 20
@@ -78,12 +81,25 @@ def check_size(frame: Json) -> None:
 
 def frame_error(frame: Mapping[str, Any]) -> ClawdforgeError:
     """The error that an ``error`` frame describes."""
+    milliseconds = frame.get("retry_after_ms")
     return ClawdforgeError(
         str(frame["code"]),
         str(frame.get("message", "")),
         retryable=bool(frame.get("retryable")),
+        retry_after=None if milliseconds is None else milliseconds / 1000,
         body=frame,
     )
+
+
+def resend_secs(error: ClawdforgeError) -> float:
+    """Seconds after which a prompt is sent again that was refused for now."""
+    return (1 if error.retry_after is None else error.retry_after) + backoff(2)
+
+
+def retry_after_of(error: aiohttp.WSServerHandshakeError) -> float:
+    """Seconds that a server, or a proxy, asks to wait when it refuses a WebSocket."""
+    text = None if error.headers is None else error.headers.get("Retry-After")
+    return seconds_of(text) or 0.0
 
 
 def close_error(code: int, reason: str) -> ClawdforgeError:

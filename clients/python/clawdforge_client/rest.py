@@ -7,7 +7,7 @@ import json
 import logging
 import random
 import time
-from collections.abc import AsyncIterator, Mapping
+from collections.abc import AsyncGenerator, AsyncIterator, Mapping
 from pathlib import Path
 from typing import Any, TypedDict, Unpack
 from urllib.parse import quote
@@ -21,11 +21,16 @@ from .shapes import Json
 logger = logging.getLogger("clawdforge_client")
 
 IDEMPOTENT = {"GET", "PUT", "DELETE", "PATCH"}
-REFUSED = {"draining"}
-"""Codes of refused requests that the server will accept later."""
+REFUSED = {(503, "draining"), (429, "rate_limited")}
+"""The refusals after which the server accepts the same request later. It has done nothing."""
+PROXY_STATUSES = {502, 503, 504}
+"""The statuses with which a proxy answers while its server restarts."""
 SILENT_SECS = 60
 """Seconds without a byte after which a response has failed, unless it is a POST that waits."""
-DROPPED = (aiohttp.ClientConnectionError, aiohttp.ClientPayloadError, ConnectionError)
+FAILURES = (
+    *(aiohttp.ClientConnectionError, aiohttp.ClientPayloadError, ConnectionError),
+    ClawdforgeError,
+)
 
 
 def backoff(attempt: int) -> float:
@@ -52,17 +57,42 @@ class Rest:
     """Calls the server.
 
     Args:
+        http: an aiohttp session that is not closed; None for one that the first call makes.
         retry_secs: seconds for which a repeatable call is repeated after lost connections.
     """
 
     def __init__(
-        self, http: aiohttp.ClientSession, url: str, token: str, *, retry_secs: float
+        self, http: aiohttp.ClientSession | None, url: str, token: str, *, retry_secs: float
     ) -> None:
-        self.http = http
+        self._http = http
+        self._owns_http = http is None
+        self._is_closed = False
         self.url = url.rstrip("/")
         self.headers: Mapping[str, str]
         self.set_token(token)
         self.retry_secs = retry_secs
+
+    @property
+    def http(self) -> aiohttp.ClientSession:
+        """The aiohttp session. It belongs to the event loop of the first call.
+
+        Raises:
+            ClawdforgeError: ``closed``.
+        """
+        if self._is_closed:
+            raise ClawdforgeError("closed", "the client was closed")
+        if self._http is None:
+            self._http = aiohttp.ClientSession(
+                connector=aiohttp.TCPConnector(limit=0),
+                timeout=aiohttp.ClientTimeout(total=None, sock_connect=15),
+            )
+        return self._http
+
+    async def close(self) -> None:
+        """End all calls. Those that wait for another attempt fail with ``closed``."""
+        self._is_closed = True
+        if self._owns_http and self._http is not None:
+            await self._http.close()
 
     def set_token(self, token: str) -> None:
         """Use another token from now on, also for what was refused with the former one."""
@@ -96,31 +126,12 @@ class Rest:
     ) -> tuple[int, bytes, Mapping[str, str]]:
         """Make a call, and return the status, the body and the headers of the response."""
         repeat = options.get("repeat")
-        may_repeat = method in IDEMPOTENT if repeat is None else repeat
-        deadline = time.monotonic() + self.retry_secs
-        attempt = 0
+        attempts = Attempts(self, method in IDEMPOTENT if repeat is None else repeat)
         while True:
-            used = self.headers
             try:
                 return await self._once(method, path, body, options)
-            except aiohttp.ClientConnectorError as error:  # the request was never sent
-                failure: ClawdforgeError = ConnectionLostError(f"{self.url}: {error}")
-            except DROPPED as error:
-                failure = ConnectionLostError(f"{method} {path}: {_name(error)}")
-                if not may_repeat:
-                    raise failure from error
-            except ClawdforgeError as error:
-                if error.status == 401 and self.headers is not used:
-                    continue
-                if error.code not in REFUSED or error.status != 503:
-                    raise
-                failure = error
-            wait = max(backoff(attempt), failure.retry_after or 0)
-            attempt += 1
-            if time.monotonic() + wait > deadline:
-                raise failure
-            logger.warning("%s; trying again in %.1f s", failure, wait)
-            await asyncio.sleep(wait)
+            except FAILURES as error:
+                await attempts.wait_after(error, f"{method} {path}")
 
     async def _once(
         self,
@@ -144,43 +155,97 @@ class Rest:
         self, path: str, *, params: Mapping[str, Any] | None = None
     ) -> AsyncIterator[bytes]:
         """The body of a response, in pieces."""
-        try:
-            async with self.http.get(
-                self._address(path),
-                params=query(params),
-                headers=self.headers,
-                timeout=_timeout(SILENT_SECS),
-            ) as response:
-                await _check(response)
-                async for piece in response.content.iter_chunked(1 << 16):
-                    yield piece
-        except DROPPED as error:
-            raise ConnectionLostError(f"{path}: {_name(error)}") from error
+        attempts, has_begun = Attempts(self, may_repeat=True), False
+        while True:
+            try:
+                async with self.http.get(
+                    self._address(path),
+                    params=query(params),
+                    headers=self.headers,
+                    timeout=_timeout(SILENT_SECS),
+                ) as response:
+                    await _check(response)
+                    async for piece in response.content.iter_chunked(1 << 16):
+                        has_begun = True
+                        yield piece
+                    return
+            except FAILURES as error:
+                attempts.may_repeat = not has_begun
+                await attempts.wait_after(error, f"GET {path}")
 
     async def stream(
         self, path: str, body: Any, *, kind: type[ClawdforgeError]
-    ) -> AsyncIterator[tuple[str, Json]]:
+    ) -> AsyncGenerator[tuple[str, Json], None]:
         """The server-sent events of a POST, as names and data."""
-        try:
-            async with self.http.post(
-                self._address(path),
-                data=encoded(body),
-                headers={**self.headers, "Accept": "text/event-stream"},
-                timeout=_timeout(SILENT_SECS),
-            ) as response:
-                await _check(response, kind)
-                name, lines = "message", list[str]()
-                async for line in long_lines(response):
-                    if not line:
-                        if lines:
-                            yield name, json.loads("\n".join(lines))
-                        name, lines = "message", []
-                    elif line.startswith("event:"):
-                        name = line[6:].strip()
-                    elif line.startswith("data:"):
-                        lines.append(line[5:].removeprefix(" "))
-        except DROPPED as error:
-            raise ConnectionLostError(f"{path}: {_name(error)}") from error
+        attempts = Attempts(self, may_repeat=False)
+        while True:
+            try:
+                async with self.http.post(
+                    self._address(path),
+                    data=encoded(body),
+                    headers={**self.headers, "Accept": "text/event-stream"},
+                    timeout=_timeout(SILENT_SECS),
+                ) as response:
+                    await _check(response, kind)
+                    name, lines = "message", list[str]()
+                    async for line in long_lines(response):
+                        if not line:
+                            if lines:
+                                yield name, json.loads("\n".join(lines))
+                            name, lines = "message", []
+                        elif line.startswith("event:"):
+                            name = line[6:].strip()
+                        elif line.startswith("data:"):
+                            lines.append(line[5:].removeprefix(" "))
+                    return
+            except FAILURES as error:
+                await attempts.wait_after(error, f"POST {path}")
+
+
+class Attempts:
+    """Decides whether a failed call is repeated, and when.
+
+    A call that the server has refused for now, or that was never sent, is repeated in any case.
+
+    Args:
+        may_repeat: whether the call may be carried out twice.
+    """
+
+    def __init__(self, rest: Rest, may_repeat: bool) -> None:
+        self.may_repeat = may_repeat
+        self._rest = rest
+        self._used = rest.headers
+        self._deadline = time.monotonic() + rest.retry_secs
+        self._count = 0
+
+    async def wait_after(self, error: Exception, call: str) -> None:
+        """Wait until the next attempt.
+
+        Raises:
+            ClawdforgeError: the call has failed finally.
+        """
+        failure = error
+        if not isinstance(failure, ClawdforgeError):
+            is_unsent = isinstance(error, aiohttp.ClientConnectorError)
+            subject = self._rest.url if is_unsent else call
+            failure = ConnectionLostError(f"{subject}: {_name(error)}")
+            may_repeat = is_unsent or self.may_repeat
+        elif failure.status == 401 and self._rest.headers is not self._used:
+            self._used = self._rest.headers
+            return
+        else:
+            is_of_proxy = failure.status in PROXY_STATUSES and "code" not in failure.body
+            is_refused = (failure.status, failure.code) in REFUSED
+            may_repeat = (is_refused and not is_of_proxy) or (is_of_proxy and self.may_repeat)
+        wait = backoff(self._count) + (failure.retry_after or 0)
+        self._count += 1
+        if not may_repeat or time.monotonic() + wait > self._deadline:
+            if failure is error:
+                raise failure
+            raise failure from error
+        logger.warning("%s; trying again in %.1f s", failure, wait)
+        await asyncio.sleep(wait)
+        self._used = self._rest.headers
 
 
 def _timeout(silent_secs: float | None) -> aiohttp.ClientTimeout:

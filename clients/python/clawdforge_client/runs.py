@@ -6,6 +6,7 @@ import asyncio
 from collections.abc import AsyncIterator, Sequence
 from typing import Any
 
+from .closeable import Closeable
 from .errors import ClawdforgeError, ConnectionLostError, RunError, error_of
 from .rest import Rest, segment, without_none
 from .shapes import Json, RunResult
@@ -57,8 +58,12 @@ def result_of(body: Json) -> RunResult:
     )
 
 
-class RunStream:
-    """A run whose updates arrive while it is in progress: ``async for update in stream``."""
+class RunStream(Closeable):
+    """A run whose updates arrive while it is in progress: ``async for update in stream``.
+
+    A second iteration continues where the first one has stopped. To leave before the end of the
+    run, use ``async with``, or call :meth:`close`.
+    """
 
     def __init__(self, rest: Rest, body: Json) -> None:
         self._events = rest.stream("/run", body, kind=RunError)
@@ -87,6 +92,10 @@ class RunStream:
         if not body.get("ok"):
             raise error_of(502, body, kind=RunError)
         return result_of(body)
+
+    async def close(self) -> None:
+        """End the run, if it is still in progress."""
+        await self._events.aclose()
 
 
 class BackgroundRun:

@@ -235,8 +235,9 @@ class Session:
 
     async def export(self, format: str = "ndjson") -> bytes:  # noqa: A002 - the protocol's name
         """The session as ``ndjson``, ``markdown`` or ``html``."""
-        pieces = self._rest.download(f"{self._path}/export", params={"format": format})
-        return b"".join([piece async for piece in pieces])
+        params = {"format": format}
+        _, data, _ = await self._rest.raw("GET", f"{self._path}/export", params=params)
+        return data
 
     async def ticket(self) -> str:
         """A ticket with which a browser opens this session's socket, once, within 30 seconds."""

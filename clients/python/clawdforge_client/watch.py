@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import json
 import logging
+import math
 import time
 from collections import deque
 from collections.abc import AsyncGenerator, Sequence
@@ -28,6 +29,8 @@ from .frames import (
     encoded_frame,
     frame_error,
     prompt_frame,
+    resend_secs,
+    retry_after_of,
 )
 from .rest import Rest, backoff
 from .shapes import Entry, Json, Prompt, State
@@ -86,7 +89,8 @@ class Watch(Closeable):
         self._writing = asyncio.Lock()
         self._closed = asyncio.Event()
         self._retry_after = 0.0
-        self._resend_at: float | None = None
+        # When the prompts of a session are sent again that were refused for now.
+        self._resend_at: dict[str, float] = {}
 
     async def close(self) -> None:
         """Close the socket. The iteration ends; sessions and turns go on."""
@@ -129,7 +133,8 @@ class Watch(Closeable):
         frame["session_id"] = session_id
         check_size(frame)
         self._prompts[frame["id"]] = frame
-        await self._write(frame)
+        if session_id not in self._resend_at:  # else after those that were refused for now
+            await self._write(frame)
         return str(frame["id"])
 
     async def send(self, session_id: str, frame: Json) -> bool:
@@ -190,6 +195,7 @@ class Watch(Closeable):
                 if error.status < 500 and error.status not in (408, 429):
                     raise error_of(error.status, None) from error
                 reason = f"status {error.status}"
+                self._retry_after = retry_after_of(error)
             except (aiohttp.ClientError, TimeoutError, OSError) as error:
                 reason = str(error) or type(error).__name__
             if self._ws is not None:
@@ -224,9 +230,8 @@ class Watch(Closeable):
                     async with asyncio.timeout(self._read_timeout()):
                         message = await ws.receive()
                 except TimeoutError:
-                    if self._resend_at is None:
+                    if not await self._resend_due():
                         raise
-                    await self._resend()
                     continue
                 if message.type is not aiohttp.WSMsgType.TEXT:
                     code = ws.close_code or CONNECTION_LOST
@@ -241,21 +246,33 @@ class Watch(Closeable):
                     self._begin(frame["sessions"])
                     for session_id in list(self._cursors):
                         await self._write(self._subscription(session_id))
-                    await self._resend()
+                    self._resend_at.clear()
+                    for prompt in list(self._prompts.values()):
+                        await self._write(prompt)
                 elif not await self._take(frame):
                     return
                 while self._events:
                     yield self._events.popleft()
 
     def _read_timeout(self) -> float:
-        """Seconds to wait for a frame: until the next prompt is resent, or the server is silent."""
-        left = SILENCE_SECS if self._resend_at is None else self._resend_at - time.monotonic()
-        return max(0.0, left)
+        """Seconds to wait for a frame: until a prompt is sent again, or the server is silent."""
+        left = min(self._resend_at.values(), default=math.inf) - time.monotonic()
+        return min(SILENCE_SECS, max(0.0, left))
 
-    async def _resend(self) -> None:
-        self._resend_at = None
+    async def _resend_due(self) -> bool:
+        """Send the prompts again, in their order, of the sessions for which it is time.
+
+        Returns:
+            Whether there were any.
+        """
+        now = time.monotonic()
+        due = {session_id for session_id, at in self._resend_at.items() if at <= now}
+        for session_id in due:
+            del self._resend_at[session_id]
         for frame in list(self._prompts.values()):
-            await self._write(frame)
+            if frame["session_id"] in due:
+                await self._write(frame)
+        return bool(due)
 
     def _begin(self, states: list[State]) -> None:
         """Report how the list differs from the one that is known."""
@@ -314,7 +331,8 @@ class Watch(Closeable):
         error = frame_error(frame)
         if prompt_id in self._prompts:
             if error.code in TRANSIENT_CODES:
-                self._resend_at = time.monotonic() + 1 + backoff(2)
+                at = time.monotonic() + resend_secs(error)
+                self._resend_at[session_id] = max(at, self._resend_at.get(session_id, 0))
                 return
             del self._prompts[prompt_id]
         elif prompt_id == SUBSCRIPTION + session_id:
