@@ -189,7 +189,7 @@ class NodeLink:
             head = ForwardedResponse(response.status, response.reason or "", found)
             await channel.send(msgspec.msgpack.encode(head))
             async for data, _ in response.content.iter_chunks():
-                await _send_pieces(data, channel)
+                await _forward_bytes(data, channel)
             channel.end()
 
 
@@ -205,14 +205,14 @@ async def _send_body(request: web.Request, channel: NodeChannel) -> None:
     if not request.body_exists:
         return
     if (data := request.get(READ_BODY)) is not None:
-        await _send_pieces(data, channel)
+        await _forward_bytes(data, channel)
     else:
         while data := await request.content.readany():
-            await _send_pieces(data, channel)
+            await _forward_bytes(data, channel)
     channel.end()
 
 
-async def _send_pieces(data: bytes, channel: NodeChannel) -> None:
+async def _forward_bytes(data: bytes, channel: NodeChannel) -> None:
     for start in range(0, len(data), PIECE_BYTES):
         await channel.send(data[start : start + PIECE_BYTES])
 
