@@ -94,7 +94,7 @@ async def build_app(
 
     Args:
         environ: the environment; agents get a part of it.
-        clock: Unix seconds, for everything that expires.
+        clock: Unix seconds, for everything that expires. Nodes use the database's by default.
         supervisor: of the long-lived tasks; by default a new one.
         stream_keep_alive_secs: an event stream gets a comment after this time without an event.
         program: what this process was started with, for a reload.
@@ -293,6 +293,8 @@ class _Server:
         stack.push_async_callback(writer.stop)
         if self._engine is not None:
             self._engine.attach(writer, supervisor)
+            if self._clock is time.time:
+                self._clock = self._engine.clock
         self._database = database
         return Queries(database), writer
 

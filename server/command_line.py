@@ -30,7 +30,7 @@ from .errors import StartError
 from .reload.program import StartedProgram
 from .reload.state import read_state
 from .serving import print_status, serve
-from .tasks import CriticalTaskError
+from .tasks import EXIT_FAILED, EXIT_MISCONFIGURED, CriticalTaskError
 
 logger = logging.getLogger(__name__)
 
@@ -51,16 +51,16 @@ def main(argv: Sequence[str] | None = None) -> int:
         if log_format == "json":
             logs.set_up(Settings(log_format=log_format))
         _report_failure(error, log_format, arguments)
-        return 2
+        return EXIT_MISCONFIGURED
     logs.set_up(settings)
     try:
         return int(arguments.execute(arguments, settings, environ))
     except SettingError as error:  # only a trial shows that a value does not work here
         _report_failure(error, settings.log_format, arguments)
-        return 2
+        return EXIT_MISCONFIGURED
     except (StartError, CommandError, CriticalTaskError) as error:
         _report_failure(error, settings.log_format, arguments)
-        return 1
+        return error.exit_status if isinstance(error, CriticalTaskError) else EXIT_FAILED
     except KeyboardInterrupt:
         return 130
 

@@ -11,7 +11,7 @@ import dataclasses
 import fcntl
 import os
 import socket
-import time
+import tempfile
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -82,9 +82,9 @@ class DataDir:
         try:
             inside = tuple(path.iterdir()) if path.is_dir() and not path.is_symlink() else ()
             newest = max(part.lstat().st_mtime for part in (path, *inside))
+            return newest < _time_in(path.parent) - ABANDONED_SECS
         except OSError:
             return False  # its node removes it at this moment
-        return newest < time.time() - ABANDONED_SECS
 
     @property
     def database(self) -> Path:
@@ -221,3 +221,12 @@ class DataDir:
                     f"another clawdforge runs on the data folder {self.own_folder()}"
                 ) from None
             yield lock.fileno()
+
+
+def _time_in(folder: Path) -> float:
+    """Unix seconds by the clock that gives files their times in a folder. Blocking.
+
+    Files of a network have the times of its server.
+    """
+    with tempfile.TemporaryFile(dir=folder) as probe:
+        return os.fstat(probe.fileno()).st_mtime

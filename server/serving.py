@@ -92,7 +92,7 @@ async def serve(
             print_status("clawdforge is stopping; running turns may finish")
         await app.shutdown()  # still listening: new requests get 503 `draining`
     if supervisor.failure is not None:
-        raise CriticalTaskError(supervisor.failure)
+        raise CriticalTaskError(supervisor.failure, supervisor.exit_status)
 
 
 @contextlib.asynccontextmanager

@@ -106,8 +106,21 @@ class Tasks:
         await asyncio.gather(*self._tasks, return_exceptions=True)
 
 
+EXIT_FAILED = 1
+EXIT_MISCONFIGURED = 2
+"""The exit status after which a service manager should not start the server again."""
+
+
 class CriticalTaskError(Exception):
-    """A critical task has failed, so the server stops. The message is for the operator."""
+    """A critical task has failed, so the server stops. The message is for the operator.
+
+    Attributes:
+        exit_status: of the process.
+    """
+
+    def __init__(self, message: str, exit_status: int = EXIT_FAILED) -> None:
+        super().__init__(message)
+        self.exit_status = exit_status
 
 
 class Supervisor:
@@ -118,11 +131,13 @@ class Supervisor:
 
     Attributes:
         failure: the failure of a critical task, as a sentence for the operator; None without one.
+        exit_status: of the process after such a failure.
         on_failure: called as soon as a critical task fails.
     """
 
     def __init__(self) -> None:
         self.failure: str | None = None
+        self.exit_status = EXIT_FAILED
         self.on_failure: Callable[[], None] = lambda: None
         self._failed = asyncio.Event()
         self._running: Counter[str] = Counter()
@@ -147,7 +162,7 @@ class Supervisor:
         """Run *loop* once. Tests override this to make a task fail."""
         await loop()
 
-    def fail(self, message: str) -> None:
+    def fail(self, message: str, exit_status: int = EXIT_FAILED) -> None:
         """Stop the server as after the failure of a critical task.
 
         Args:
@@ -155,6 +170,7 @@ class Supervisor:
         """
         if self.failure is None:
             self.failure = message
+            self.exit_status = exit_status
             logger.critical("%s; the server stops", message)
             self._failed.set()
             self.on_failure()

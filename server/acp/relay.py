@@ -64,10 +64,11 @@ class AcpRelays:
         Raises:
             Error: ``draining``; the node is out of reach.
         """
-        channel = self._channels.get(node)
+        if node not in self._channels:
+            await self._node.check_alive(node)
+        channel = self._channels.get(node)  # another message may have opened it meanwhile
         try:
             if channel is None:
-                self._node.check_alive(node)
                 channel = self._channels[node] = self._node.channels.open(node, RELAY)
                 self._tasks.spawn(self._read(node, channel), f"acp-of-node-{node}")
                 await send_message(channel, msgspec.json.encode(self._client()))

@@ -70,6 +70,7 @@ class TokenRegistry:
         accounts: Accounts | None = None,
     ) -> None:
         self.accounts = accounts or Accounts(clock=clock)
+        self._clock = clock
         self.tickets = TicketRegistry(max_tickets_per_app)
         self.sandboxes: StricterSandboxes | None = None
         self.shared_tickets: SharedTickets | None = None
@@ -299,7 +300,7 @@ class TokenRegistry:
         token = new_token()
         options = NO_TOKEN_OPTIONS.changed(options)
         networks = json.dumps(list(ip_cidrs))
-        row = TokenRow(name, hash_secret(token), networks, time.time(), options.encode())
+        row = TokenRow(name, hash_secret(token), networks, self._clock(), options.encode())
         try:
             await self._prepare(name, options)
             await to_completion(self._writer.commit([statements.insert_token(row)]))

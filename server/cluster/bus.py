@@ -12,6 +12,7 @@ import asyncio
 import contextlib
 import itertools
 import logging
+import time
 from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple, Protocol
 
@@ -24,6 +25,8 @@ logger = logging.getLogger(__name__)
 MESSAGES_AT_ONCE = 16
 """Messages that one statement sends."""
 BUS_RETRY_SECS = 0.2
+PROOF_SECS = 1.0
+"""A notification of a node to itself arrives in this time, or its listener is replaced."""
 LAST_SECS = 1.0
 """The time in which the last messages of a node are sent."""
 
@@ -98,6 +101,7 @@ class Bus:
         on_message: called with each message, in the order in which its sender sent it.
         on_notice: called with the text of each other notification.
         on_gap: called after a time in which notifications may have been lost.
+        is_proven: set while a connection is open that has delivered a notification.
     """
 
     def __init__(
@@ -121,7 +125,9 @@ class Bus:
         self._last_from: dict[int, int] = {}
         self._handled: dict[int, int] = {}  # the rows of these senders are to be deleted
         self._listener: NoticeListener | None = None
+        self.is_proven = asyncio.Event()
         self._proof = 0
+        self._proof_sent_at = 0.0
 
     def start(self) -> None:
         for name, loop in (
@@ -171,10 +177,14 @@ class Bus:
         A dead connection may look alive, and then every message would be as late as the next
         :meth:`look`.
         """
+        now = time.monotonic()
+        if self._proof and now - self._proof_sent_at < PROOF_SECS:
+            return
         if self._proof and self._listener is not None:
             logger.warning("a connection delivers no notifications; connecting again")
             self._listener.terminate()
         self._proof += 1
+        self._proof_sent_at = now
         await self.notify(self.number, f"proof {self._proof}")
 
     async def _send(self) -> None:
@@ -199,16 +209,20 @@ class Bus:
             texts.append(notices.messages_text(self.number, before, by_target[target]))
             self._last_to[target] = by_target[target][-1][0]
         targets, numbers, bodies = map(list, zip(*messages, strict=True))
-        values = (self.number, targets, numbers, bodies, channels, texts)
+        rows = (self.number, targets, numbers, bodies)
         while True:
             try:
-                await self._engine.change(_SEND, values, repeats=True)
+                await self._engine.change(_SEND, (*rows, channels, texts), repeats=True)
                 return
             except DatabaseError as error:
-                if not error.is_transient:
+                if error.is_transient:
+                    await asyncio.sleep(BUS_RETRY_SECS)
+                elif channels:  # the engine's queue is full: the receivers find the messages later
+                    logger.warning("other nodes cannot be notified: %s", error)
+                    channels, texts = [], []
+                else:
                     logger.error("messages to other nodes were dropped: %s", error)
                     return
-                await asyncio.sleep(BUS_RETRY_SECS)
 
     def look(self) -> None:
         """Find the messages in the table whose notifications were lost.
@@ -294,7 +308,9 @@ class Bus:
             self._proof = 0
             self._is_due.set()
             self.on_gap()
+            await self.prove_listener()
             await ended.wait()
+            self.is_proven.clear()
 
     def _on_notification(self, text: str) -> None:
         if text.startswith(notices.MESSAGES):
@@ -303,5 +319,6 @@ class Bus:
             self._is_due.set()
         elif text.startswith("proof "):
             self._proof = 0
+            self.is_proven.set()
         else:
             self.on_notice(text)

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import logging
 import random
-from collections.abc import Callable, Iterable, Sequence
-from typing import TYPE_CHECKING, NamedTuple
+from collections.abc import Awaitable, Callable, Iterable, Sequence
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 from ..errors import Error, ErrorCode
 from ..storage.schema import LogRow, Statement
@@ -23,6 +23,8 @@ logger = logging.getLogger(__name__)
 
 CLAIMED = "claimed"
 """The event that names a session and its new owner."""
+NODES = "nodes"
+"""The event after a node has started, drains, or has ended."""
 LATE_BEATS = 5
 """A node that has missed this many beats, half of its lease, gets nothing new."""
 _UNFINISHED = (
@@ -105,6 +107,7 @@ class ClusterNode:
         on_entries: called with committed entries that another node reports.
         on_nodes: called after a beat has found which nodes there are.
         on_digest: called with the digest of each :meth:`look`.
+        find_nodes: reads which nodes there are, and calls :meth:`note_nodes`.
         free_slots: returns the free slots of this node.
         is_draining: this node takes no sessions any more.
     """
@@ -130,6 +133,7 @@ class ClusterNode:
         self.on_nodes: Callable[[], None] = lambda: None
         self.on_digest: Callable[[tuple[object, ...]], None] = lambda digest: None
         self.on_event: dict[str, Callable[[str], None]] = {}
+        self.find_nodes: Callable[[], Awaitable[None]] = _find_none
         self.bus = Bus(engine, number, supervisor, secret)
         self.bus.on_notice = self._notice
         self.channels = Channels(self.bus)
@@ -138,7 +142,10 @@ class ClusterNode:
 
     async def claim(self, session_id: str) -> bool:
         """Become the owner of a session; see :class:`Cluster`."""
-        rows = await self.engine.fetch("SELECT owner FROM sessions WHERE id = ?", (session_id,))
+        rows = await self._owner_rows(session_id)
+        if rows and not await self._is_running(rows[0][0]) and not self.is_draining:
+            await self.take_over_sessions()
+            rows = await self._owner_rows(session_id)
         if not rows:
             return False
         owner: int | None = rows[0][0]
@@ -157,13 +164,22 @@ class ClusterNode:
             )
             if claimed:
                 return True
-            rows = await self.engine.fetch("SELECT owner FROM sessions WHERE id = ?", (session_id,))
+            rows = await self._owner_rows(session_id)
             owner = rows[0][0] if rows else None
         if owner is None:
             raise out_of_reach()
         if owner != self._number:
             raise ElsewhereError(session_id, owner)
         return False
+
+    async def _owner_rows(self, session_id: str) -> list[tuple[Any, ...]]:
+        return await self.engine.fetch("SELECT owner FROM sessions WHERE id = ?", (session_id,))
+
+    async def _is_running(self, number: int | None) -> bool:
+        """Whether no other node has taken over the node of that number."""
+        if number is not None and number not in self.nodes:
+            await self.find_nodes()  # it may have started just now
+        return number is None or number in self.nodes
 
     def _better_node(self) -> int | None:
         """A node that should wake a session instead of this one; None if this one should.
@@ -199,12 +215,13 @@ class ClusterNode:
         ]
 
     async def announce_draining(self) -> None:
-        """Let the other nodes send nothing new to this one."""
+        """Let the other nodes send nothing new to this one, from now on."""
         await self.engine.change(
             "UPDATE nodes SET state = 'draining' WHERE n = ? AND state = 'up'",
             (self._number,),
             repeats=True,
         )
+        await self.notify_all(NODES)
 
     def note_nodes(self, rows: Iterable[NodeRow]) -> None:
         """Note which nodes there are, and end the channels to nodes that have ended."""
@@ -286,7 +303,7 @@ class ClusterNode:
         )
 
     async def next_session_number(self) -> int:
-        rows = await self.engine.change("SELECT nextval('session_numbers')")
+        rows = await self.engine.change("SELECT nextval('session_numbers')", repeats=True)
         return int(rows[0][0])
 
     async def heads_of(self, numbers: Iterable[int]) -> dict[int, tuple[int | None, int]]:
@@ -327,15 +344,20 @@ class ClusterNode:
         if (handle := self.on_event.get(kind)) is not None:
             handle(text)
 
-    def check_alive(self, node: int) -> None:
+    async def check_alive(self, node: int) -> None:
         """Check that messages to a node will be read.
 
         Raises:
             Error: ``draining``; it is late or gone.
         """
-        found = self.nodes.get(node)
-        if node != self._number and (found is None or found.is_late):
+        if node == self._number:
+            return
+        if not await self._is_running(node) or self.nodes[node].is_late:
             raise out_of_reach()
+
+
+async def _find_none() -> None:
+    """Find no nodes: this node has no lease."""
 
 
 def _freer_of_two(nodes: Sequence[NodeInfo]) -> int | None:

@@ -14,9 +14,9 @@ import socket
 import stat
 import sys
 import tempfile
-from collections.abc import AsyncIterator, Iterator, Mapping
+from collections.abc import AsyncIterator, Coroutine, Iterator, Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 from ..agents.base import AgentInfo
 from ..agents.catalog import AcpxError
@@ -30,11 +30,12 @@ from ..sandbox.logins import hidden_login
 from ..sandbox.setup import make_sandbox
 from ..sandbox.trial import try_escapes
 from ..storage.drivers.sqlite_files import check_file
-from ..storage.engine import describe_engine
+from ..storage.engine import describe_engine, examine_shared_folder
 from ..storage.import_v02 import statements_of
 from ..storage.schema import MIGRATIONS, SchemaError
 from . import admin
 
+Described = TypeVar("Described")
 LOW_DISK_BYTES = 1 << 30
 
 
@@ -99,7 +100,9 @@ def check_machine(settings: Settings) -> Iterator[Finding]:
     yield data
     yield _check_disk(settings)
     if data.mark != "BAD":
-        yield _check_database(settings)
+        yield (database := _check_database(settings))
+        if settings.cluster_url is not None and database.mark != "BAD":
+            yield _check_sharing(settings)
     yield _check_port(settings, running)
     env_file = Path(".env")
     if env_file.is_file() and stat.S_IMODE(env_file.stat().st_mode) & 0o077:
@@ -139,13 +142,27 @@ def _check_disk(settings: Settings) -> Finding:
     return Finding("BAD", "disk", found, advice)
 
 
+def _in_own_loop(work: Coroutine[Any, Any, Described]) -> Described:
+    """Await *work* in a thread of its own, because an event loop may run in this one."""
+    with concurrent.futures.ThreadPoolExecutor(1) as thread:
+        return thread.submit(asyncio.run, work).result()
+
+
+def _check_sharing(settings: Settings) -> Finding:
+    try:
+        report = _in_own_loop(examine_shared_folder(settings))
+    except (SchemaError, DatabaseError, StartError) as error:
+        return Finding("BAD", "shared", str(error), "see docs/howto/cluster.md")
+    mark = "BAD" if report.is_bad else "ok" if report.advice is None else "note"
+    return Finding(mark, "shared", report.found, report.advice)
+
+
 def _check_database(settings: Settings) -> Finding:
     if settings.cluster_url is not None:
-        with concurrent.futures.ThreadPoolExecutor(1) as thread:  # an event loop may run here
-            try:
-                found = thread.submit(asyncio.run, describe_engine(settings)).result()
-            except (SchemaError, DatabaseError, StartError) as error:
-                return Finding("BAD", "database", str(error), "see docs/howto/cluster.md")
+        try:
+            found = _in_own_loop(describe_engine(settings))
+        except (SchemaError, DatabaseError, StartError) as error:
+            return Finding("BAD", "database", str(error), "see docs/howto/cluster.md")
         return Finding("ok", "database", found)
     path = DataDir.of(settings).database
     if not path.is_symlink() and (not path.is_file() or path.stat().st_size == 0):

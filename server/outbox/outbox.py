@@ -87,6 +87,7 @@ class AlertOutbox:
             writer,
             may_read=may_read,
             ttl_secs=settings.push_ttl_secs,
+            clock=clock,
         )
 
     @classmethod

@@ -12,7 +12,6 @@ import importlib
 import os
 import secrets
 import struct
-import time
 from typing import TYPE_CHECKING
 
 from ..codec import dumps
@@ -124,9 +123,12 @@ class ServerIdentity:
         """The public key as ``applicationServerKey``."""
         return base64url(_point(_pair(self._private_key)))
 
-    def authorization(self, origin: str) -> str:
-        """The header ``Authorization`` for a push service."""
-        now = time.time()
+    def authorization(self, origin: str, now: float) -> str:
+        """The header ``Authorization`` for a push service.
+
+        Args:
+            now: unix seconds.
+        """
         made_at, header = self._tokens.get(origin, (0.0, ""))
         if now - made_at > TOKEN_SECS / 2:
             header = f"vapid t={self._token(origin, now)}, k={self.public_key}"

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import datetime
 import hashlib
-import time
 import uuid
 from collections.abc import Mapping
 from typing import Any
@@ -40,8 +39,7 @@ def push_message(alert: Alert, subscription_id: str, ttl_secs: float) -> PushMes
         fields["session_id"] = alert.session.id
         fields |= {"turn_index": alert.turn_index, "seq": alert.seq}
     request_id = alert.fields.get("request_id")
-    now = time.time()
-    expires_at = now + ttl_secs
+    expires_at = alert.at + ttl_secs
     if request_id is not None:
         fields |= {"request_id": request_id, "expires_at": alert.fields["expires_at"]}
         expires_at = min(expires_at, alert.fields["expires_at"] / 1000)
@@ -63,7 +61,7 @@ def push_message(alert: Alert, subscription_id: str, ttl_secs: float) -> PushMes
         topic=topic,
         urgency="high" if alert.kind in NEEDS_PERSON else "normal",
         body=body,
-        created_at=now,
+        created_at=alert.at,
         expires_at=expires_at,
     )
 

@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import asyncio
 import logging
-import time
 from collections import Counter, deque
 from collections.abc import Callable
 
@@ -42,6 +41,7 @@ class PushSender:
     Args:
         may_read: whether the token of an app allows it to see its sessions.
         ttl_secs: the time for which a push service keeps a message.
+        clock: returns unix seconds.
 
     Attributes:
         counts: the messages by their result: ``sent``, ``failed`` or ``gone``.
@@ -57,8 +57,10 @@ class PushSender:
         *,
         may_read: Callable[[str], bool],
         ttl_secs: float,
+        clock: Callable[[], float],
     ) -> None:
         self.counts: Counter[str] = Counter()
+        self._clock = clock
         self._queries = queries
         self._writer = writer
         self._subscriptions = subscriptions
@@ -97,7 +99,7 @@ class PushSender:
         Raises:
             DatabaseError, Error: the database is out of reach.
         """
-        await self._writer.commit([stored.delete_useless_push_messages(time.time())])
+        await self._writer.commit([stored.delete_useless_push_messages(self._clock())])
         done = self._done = set()
         try:
             messages = await self._queries.push_messages(node)
@@ -171,7 +173,7 @@ class PushSender:
                 return
             retry_after = response.retry_after if isinstance(response, HttpResponse) else None
             wait = max(pause or 0, min(retry_after or 0, MAX_RETRY_AFTER_SECS))
-            if pause is None or time.time() + wait >= message.expires_at:
+            if pause is None or self._clock() + wait >= message.expires_at:
                 break
             await asyncio.sleep(wait)
         self.counts["failed"] += 1
@@ -186,11 +188,11 @@ class PushSender:
             self.counts["failed"] += 1
             return None  # the operator allows this host no longer
         async with self._requests_of_app.of(row.app_name), self._requests:
-            left = int(message.expires_at - time.time())
+            left = int(message.expires_at - self._clock())
             if left <= 0 and message.urgency == "high":
                 return None
             headers = {
-                "Authorization": self._identity.authorization(str(url.origin())),
+                "Authorization": self._identity.authorization(str(url.origin()), self._clock()),
                 "Content-Encoding": "aes128gcm",
                 "Content-Type": "application/octet-stream",
                 "TTL": str(max(left, 0)),

@@ -10,7 +10,6 @@ from __future__ import annotations
 import asyncio
 import logging
 import os
-import time
 from collections import Counter, OrderedDict
 from collections.abc import Awaitable, Callable
 
@@ -329,7 +328,7 @@ class WebhookSender:
             raise RequestError(str(error)) from None
         head = await self.head_of(row.session_id) if row.session_id else None
         body = delivery_body(row, head)
-        headers = signed_headers(webhook.secret, row.id, int(time.time()), body)
+        headers = signed_headers(webhook.secret, row.id, int(self._clock()), body)
         return await self._client.post(url, {"Content-Type": "application/json", **headers}, body)
 
     def _finish(self, queue: DeliveryQueue, line: DeliveryLine, row: DeliveryRow) -> None:

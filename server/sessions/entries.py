@@ -76,14 +76,28 @@ def turn_index_of(line: bytes) -> int:
     return int(line[start : line.index(b",", start)])
 
 
+HIDDEN_ID = "\0"
+"""Begins the id that a node of a cluster gives to a prompt without one, to send it again if the
+answer is lost. Clients do not see it."""
+
+
+def shown_id(client_id: str | None) -> str | None:
+    """The id of a prompt as clients see it."""
+    return None if client_id is not None and client_id.startswith(HIDDEN_ID) else client_id
+
+
 def turn_start_fields(prompt: bytes, client_id: str | None, context: str) -> bytes:
     """The fields of ``turn_start``; *prompt* is the JSON of the content blocks."""
-    return b'"prompt":%b,"id":%b,"context":%b' % (prompt, dumps(client_id), dumps(context))
+    return b'"prompt":%b,"id":%b,"context":%b' % (
+        prompt,
+        dumps(shown_id(client_id)),
+        dumps(context),
+    )
 
 
 def turn_steer_fields(prompt: bytes, client_id: str | None) -> bytes:
     """The fields of ``turn_steer``; *prompt* is the JSON of the content blocks."""
-    return b'"prompt":%b,"id":%b' % (prompt, dumps(client_id))
+    return b'"prompt":%b,"id":%b' % (prompt, dumps(shown_id(client_id)))
 
 
 def turn_end_fields(

@@ -33,7 +33,11 @@ logger = logging.getLogger(__name__)
 
 
 class EventLogs:
-    """The objects that all logs share: the writer, the page cache and the budget of the rings."""
+    """The objects that all logs share: the writer, the page cache and the budget of the rings.
+
+    Attributes:
+        time_ns: returns unix nanoseconds, for the times of entries.
+    """
 
     def __init__(
         self,
@@ -45,6 +49,7 @@ class EventLogs:
         self.limits = limits
         self.pages = PageCache(queries, limits)
         self.rings = RingBudget(limits.rings_bytes)
+        self.time_ns: Callable[[], int] = time.time_ns
 
     def open(
         self, number: int, head: int, on_change: Callable[[], None] = lambda: None
@@ -247,6 +252,9 @@ class SessionLog(LogReader):
 
     Args:
         on_change: called after each entry that is not an event of the agent.
+
+    Attributes:
+        time_ns: returns unix nanoseconds by the clock of the entries.
     """
 
     def __init__(
@@ -255,6 +263,7 @@ class SessionLog(LogReader):
         super().__init__(shared, number, head)
         self._on_change = on_change
         self._writer = shared.writer
+        self.time_ns = shared.time_ns
         self._next = head + 1
         self._pending: list[bytes] = []
         self._source: LogSource | None = None
@@ -316,7 +325,7 @@ class SessionLog(LogReader):
             raise ReleasedLogError
         seq = self._next
         self._next += 1
-        line = entries.entry(kind, seq, time.time_ns() // 1_000_000, turn_index, fields)
+        line = entries.entry(kind, seq, self.time_ns() // 1_000_000, turn_index, fields)
         self._pending.append(line)
         self._writer.gather(self, len(line))
         if kind != "event":

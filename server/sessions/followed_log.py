@@ -112,12 +112,14 @@ class FollowedLog(LogReader):
             return b""
         return rows[0].body.split(b"\n")[position - rows[0].first_seq]
 
-    def note_head(self, head: int) -> None:
-        """Read the entries up to *head*, and notify the subscribers."""
-        if head > self._known_head:
-            self._known_head = head
-            if self._reading is None:
-                self._reading = asyncio.create_task(self._read_new(), name="followed-log")
+    def note_head(self, head: int) -> bool:
+        """Read the entries up to *head*, and notify the subscribers. False if they are known."""
+        if head <= self._known_head:
+            return False
+        self._known_head = head
+        if self._reading is None:
+            self._reading = asyncio.create_task(self._read_new(), name="followed-log")
+        return True
 
     def note_entries(self, row: LogRow) -> None:
         """Take committed entries that the owner has sent, or read them if some before are missing.
@@ -163,11 +165,15 @@ class LogFollower:
 
     Args:
         losses: learns of logs that have gone back.
+
+    Attributes:
+        missed: the times that a poll has found entries of which no notification had arrived.
     """
 
     def __init__(
         self, node: ClusterNode, logs: EventLogs, queries: Queries, losses: LossWatch
     ) -> None:
+        self.missed = 0
         self._losses = losses
         self._node = node
         self._logs = logs
@@ -240,7 +246,7 @@ class LogFollower:
             for number, (owner, head) in found.items():
                 if (entry := self._followed.get(number)) is None:
                     continue
-                entry[1].note_head(head)
+                self.missed += entry[1].note_head(head) and owner == self._owners.get(number)
                 self._set_owner(number, owner)
             for number in (asked & self._followed.keys()) - found.keys():
                 self._followed[number][1].mark_deleted()

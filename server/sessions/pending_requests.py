@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import time
 import uuid
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterable, Mapping
@@ -140,7 +139,7 @@ class PendingRequests(ABC, Generic[Pending]):
             pending = self._restored(request)
             pending.request_id, pending.is_stored = request.request_id, True
             self._pending[pending.request_id] = pending
-            left = max(0.0, pending.expires_at / 1000 - time.time())
+            left = max(0.0, pending.expires_at / 1000 - self._log.time_ns() / 1e9)
             self._start_timer(pending, left)
 
     def cancel(self, turn_index: int | None = None) -> None:
@@ -175,7 +174,7 @@ class PendingRequests(ABC, Generic[Pending]):
         return pending
 
     def _expires_at(self) -> int:
-        return int((time.time() + self._timeout()) * 1000)
+        return int(self._log.time_ns() / 1e6 + self._timeout() * 1000)
 
     def _add(self, pending: Pending) -> None:
         """Log a request."""

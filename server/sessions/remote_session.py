@@ -103,11 +103,16 @@ def following(session: ViewedSession) -> Iterator[None]:
 
 
 class RemoteSessions:
-    """The sessions of other nodes that clients of this node follow."""
+    """The sessions of other nodes that clients of this node follow.
+
+    Attributes:
+        forwarded: the number of requests and commands that were passed on to other nodes.
+    """
 
     def __init__(
         self, node: ClusterNode, follower: LogFollower, lists: RemoteLists, queries: Queries
     ) -> None:
+        self.forwarded = 0
         self.follower = follower
         self.lists = lists
         self.node = node

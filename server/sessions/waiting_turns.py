@@ -11,6 +11,7 @@ from ..errors import Error, ErrorCode, not_found, session_closed
 from ..storage import statements
 from ..tasks import to_completion
 from .core import SessionCore
+from .entries import shown_id
 from .turns import CurrentTurn, Turn
 
 
@@ -63,7 +64,7 @@ class WaitingTurns:
     def view(self) -> list[dict[str, Any]]:
         """The waiting prompts, with the first characters of each."""
         return [
-            {"turn_index": turn.index, "id": turn.client_id, "prompt": turn.preview}
+            {"turn_index": turn.index, "id": shown_id(turn.client_id), "prompt": turn.preview}
             for turn in self._turns
         ]
 

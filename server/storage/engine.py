@@ -11,12 +11,22 @@ from typing import TYPE_CHECKING, Any
 
 from .. import __version__
 from ..config import Settings
-from ..data_dir import node_name
+from ..data_dir import DataDir, node_name
 from ..errors import DatabaseError, StartError
-from ..tasks import Supervisor, Tasks
+from ..tasks import EXIT_MISCONFIGURED, Supervisor, Tasks
 from .database import Database
+from .drivers.base import FencedError, LostTailError
+from .engine_clock import EngineClock
 from .import_v02 import upgrade
 from .lease import LATE_SHARE, Lease, LeaseState
+from .shared_folder import (
+    FolderReport,
+    check_shared_folder,
+    describe_shared_folder,
+    node_file,
+    node_numbers,
+    remove_node_files,
+)
 from .shared_limits import SharedLimits
 from .writer import DatabaseWriter
 
@@ -35,11 +45,15 @@ class SharedEngine:
         name: of this node.
         secret: of the cluster; only users that may read its tables know it.
         limits: that hold for all nodes together.
+        clock: of the engine.
     """
 
-    def __init__(self, driver: PostgresDriver, lease: Lease, name: str, secret: bytes) -> None:
+    def __init__(
+        self, driver: PostgresDriver, lease: Lease, name: str, secret: bytes, clock: EngineClock
+    ) -> None:
         self.driver = driver
         self.lease = lease
+        self.clock = clock
         self.secret = secret
         self.limits = SharedLimits(driver, lease.number)
         self.tasks = Tasks()
@@ -90,11 +104,24 @@ class SharedEngine:
 
         def follow(state: LeaseState) -> None:
             writer.is_suspended = state is LeaseState.FROZEN
-            if state is LeaseState.LOST:
+            if state is LeaseState.LOST and self.lease.is_replaced:
+                supervisor.fail(
+                    f"another server has started as node {self.name}; each node needs a name of its"
+                    " own (CLAWDFORGE_NODE_NAME)",
+                    EXIT_MISCONFIGURED,
+                )
+            elif state is LeaseState.LOST:
                 supervisor.fail("another node has taken over this node's sessions")
 
         self.limits.add = writer.add
+        writer.on_fenced = lambda error: self._find_out(error, supervisor)
         self.lease.followers.append(follow)
+
+    async def _find_out(self, error: FencedError, supervisor: Supervisor) -> None:
+        """Stop the server, whose commits are refused. The next beat says why."""
+        if not isinstance(error, LostTailError):
+            await self.lease.beat()
+        supervisor.fail(str(error))
 
 
 async def open_database(
@@ -145,6 +172,17 @@ async def describe_engine(settings: Settings) -> str:
     )
 
 
+async def examine_shared_folder(settings: Settings) -> FolderReport:
+    """The state of the shared folder, for the operator.
+
+    Raises:
+        SchemaError, StartError, DatabaseError: the database cannot be used.
+    """
+    async with contextlib.AsyncExitStack() as stack:
+        database = await open_database(settings, settings.data_dir, stack)
+        return await describe_shared_folder(database, DataDir.of(settings).path)
+
+
 def _describe_node(row: tuple[Any, ...], lease_secs: float) -> str:
     """The name of a node with its version, and what is unusual about it."""
     name, state, version, age = row
@@ -173,6 +211,7 @@ async def join_cluster(
 
     Raises:
         DatabaseError: the database is out of reach.
+        StartError: the shared folder is not that of the other nodes.
     """
     if database.engine == "sqlite":
         return None
@@ -182,16 +221,24 @@ async def join_cluster(
     driver = database.driver
     assert isinstance(driver, PostgresDriver)
     table = NodeTable(driver)
-    number = await table.register(node_name(settings), __version__)
+    name, folder = node_name(settings), DataDir.of(settings).path
+    await check_shared_folder(database, folder, name, settings.lease_secs)
+    known = await asyncio.to_thread(node_numbers, folder)
+    number = await table.register(name, __version__)
     lease = Lease(table, number, settings.lease_secs, clock)
+    engine_clock = EngineClock(clock)
+    lease.on_engine_time = engine_clock.note
     await lease.beat()
+    stack.enter_context(node_file(folder, number, name))
+    ended = known - {node.number for node in lease.nodes}
+    await asyncio.to_thread(remove_node_files, folder, ended)
 
     async def leave() -> None:
         with contextlib.suppress(DatabaseError):
             await table.set_state(number, "gone")
 
     stack.push_async_callback(leave)
-    engine = SharedEngine(driver, lease, node_name(settings), await table.secret())
+    engine = SharedEngine(driver, lease, name, await table.secret(), engine_clock)
     supervisor.spawn(engine.tasks, "lease", lease.run)
     supervisor.spawn(engine.tasks, "lease-watch", lease.watch)
     supervisor.spawn(engine.tasks, "engine", engine.measure)

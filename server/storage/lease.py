@@ -64,10 +64,13 @@ class Lease:
     Attributes:
         nodes: the nodes that are not gone, as the last beat found them.
         takeovers: the nodes that this one has set to gone.
+        is_replaced: a server that has the name of this node has started, so the lease was lost.
         followers: called with each new state.
         on_beat: called with the time at which a successful beat was sent.
         on_gone: called with the numbers of nodes that this node has set to gone.
         on_nodes: called with the nodes that a beat has found.
+        on_engine_time: called with unix seconds by the engine's clock, which it has returned just
+            now, and the time at which the beat was sent.
         load: returns the limit and the number of this node's agents.
     """
 
@@ -82,10 +85,12 @@ class Lease:
         self.secs = secs
         self.nodes: list[NodeRow] = []
         self.takeovers = 0
+        self.is_replaced = False
         self.followers: list[Callable[[LeaseState], None]] = []
         self.on_beat: Callable[[float], None] = lambda sent_at: None
         self.on_gone: Callable[[list[int]], None] = lambda numbers: None
         self.on_nodes: Callable[[list[NodeRow]], None] = lambda nodes: None
+        self.on_engine_time: Callable[[float, float], None] = lambda engine_secs, sent_at: None
         self.load: Callable[[], tuple[int, int]] = lambda: (0, 0)
         self._table = table
         self._clock = clock
@@ -128,7 +133,7 @@ class Lease:
         sent_at = self._clock()
         slots, live = self.load()
         try:
-            has_lease, nodes = await self._table.beat(
+            found = await self._table.beat(
                 self.number, slots=slots, live=live, timeout=LATE_SHARE * self.secs
             )
         except DatabaseError as error:
@@ -138,16 +143,20 @@ class Lease:
                 error,
             )
             return
-        if not await self._has_tail() or not has_lease:
+        if found.engine_secs is not None:
+            self.on_engine_time(found.engine_secs, sent_at)
+        if not await self._has_tail() or not found.has_lease:
+            names = {node.name for node in self.nodes if node.number == self.number}
+            self.is_replaced = any(node.name in names for node in found.nodes)
             self._move_to(LeaseState.LOST)
             self._has_beaten.set()
             return
         if sent_at - self._last_beat > GAP_SHARE * self.secs:
             self._streak_from = sent_at
         self._last_beat = sent_at
-        self.nodes = nodes
+        self.nodes = found.nodes
         self.on_beat(sent_at)
-        self.on_nodes(nodes)
+        self.on_nodes(found.nodes)
         self._move_to(LeaseState.HELD)
         self._has_beaten.set()
         try:

@@ -39,6 +39,20 @@ class NodeRow(NamedTuple):
     live: int = 0
 
 
+class Beat(NamedTuple):
+    """The answer of the engine to a beat.
+
+    Attributes:
+        has_lease: whether the node still has its lease.
+        nodes: the nodes that are not gone.
+        engine_secs: unix seconds by the engine's clock; None if there is no node any more.
+    """
+
+    has_lease: bool
+    nodes: list[NodeRow]
+    engine_secs: float | None
+
+
 class NodeTable:
     """The rows of ``nodes``. Every method raises :class:`DatabaseError`."""
 
@@ -78,29 +92,26 @@ class NodeTable:
             return int(number)
         raise AssertionError("unreachable")
 
-    async def beat(
-        self, number: int, *, slots: int, live: int, timeout: float
-    ) -> tuple[bool, list[NodeRow]]:
+    async def beat(self, number: int, *, slots: int, live: int, timeout: float) -> Beat:
         """Renew a node's lease.
 
         Args:
             slots, live: the limit and the number of its agents, by which sessions are placed.
             timeout: seconds after which the connection is replaced.
-
-        Returns:
-            Whether the node still has its lease, and the nodes that are not gone.
         """
         rows = await self._driver.pulse(
             "WITH me AS (UPDATE nodes SET beat_at = clock_timestamp(), slots = ?2, live = ?3"
             " WHERE n = ?1 AND state <> 'gone' RETURNING n)"
             " SELECT nodes.n, name, state,"
             " CAST(extract(epoch FROM clock_timestamp() - beat_at) AS DOUBLE PRECISION),"
-            " slots, live, (SELECT n FROM me) FROM nodes WHERE state <> 'gone' ORDER BY nodes.n",
+            " slots, live, (SELECT n FROM me),"
+            " CAST(extract(epoch FROM clock_timestamp()) AS DOUBLE PRECISION)"
+            " FROM nodes WHERE state <> 'gone' ORDER BY nodes.n",
             (number, slots, live),
             timeout=timeout,
         )
         has_lease = any(row[6] is not None for row in rows)
-        return has_lease, [NodeRow(*row[:6]) for row in rows]
+        return Beat(has_lease, [NodeRow(*row[:6]) for row in rows], rows[0][7] if rows else None)
 
     async def secret(self) -> bytes:
         """The secret of the cluster, which its first node creates."""

@@ -9,7 +9,7 @@ from __future__ import annotations
 import asyncio
 import logging
 import time
-from collections.abc import Iterable, Sequence
+from collections.abc import Awaitable, Callable, Iterable, Sequence
 from typing import NamedTuple, Protocol
 
 import msgspec
@@ -68,6 +68,7 @@ class DatabaseWriter:
     Attributes:
         checkpointer: learns of every commit. Its :meth:`Checkpointer.run` must be run as a task.
         commits: the number of groups that were committed.
+        on_fenced: called if another node has taken over. It stops the server.
     """
 
     def __init__(
@@ -98,6 +99,7 @@ class DatabaseWriter:
         self._supervisor = supervisor or Supervisor()
         self._tasks = Tasks()
         self._task: asyncio.Task[None] | None = None
+        self.on_fenced: Callable[[FencedError], Awaitable[None]] = self._stop_server
         self._is_over = False
         self._is_suspended = False
         # Of the group that is being committed.
@@ -217,6 +219,9 @@ class DatabaseWriter:
         """Wait until everything that was pending is committed."""
         await self._idle.wait()
 
+    async def _stop_server(self, error: FencedError) -> None:
+        self._supervisor.fail(str(error))
+
     def _notify(self) -> None:
         if not self._is_over:
             self._idle.clear()
@@ -231,7 +236,7 @@ class DatabaseWriter:
             try:
                 await self._commit_group()
             except FencedError as error:
-                self._supervisor.fail(str(error))
+                await self.on_fenced(error)
                 return
 
     async def _commit_group(self) -> None:

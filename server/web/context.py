@@ -72,6 +72,8 @@ CONTEXT = web.AppKey("context", ServerContext)
 
 # The state of a request, with APP_NAME of `request_body.py`. The access log shows it.
 REQUEST_ID = web.RequestKey("request_id", str)
+PROMPT_ID = web.RequestKey("prompt_id", str)
+"""The id that another node of a cluster has given to a prompt without one."""
 CREDENTIAL = web.RequestKey("credential", Credential)
 LOGGED_SESSION_ID = web.RequestKey("session_id", str)
 LOGGED_TURN_INDEX = web.RequestKey("turn_index", int)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import time
+from collections import Counter
 from typing import get_args
 
 from ..agents.base import Presence
@@ -73,7 +74,8 @@ def register_gauges(context: ServerContext, writer: DatabaseWriter) -> None:
 
 def _register_cluster(context: ServerContext) -> None:
     """Register the metrics of a node. Without a cluster they are 0."""
-    metrics, engine = context.metrics, context.health.engine
+    metrics, engine, sessions = context.metrics, context.health.engine, context.sessions
+
     for name, description, read in (
         (
             "lease_age_seconds",
@@ -81,17 +83,31 @@ def _register_cluster(context: ServerContext) -> None:
             lambda: engine.lease.age if engine is not None else 0,
         ),
         (
-            "nodes",
-            "Nodes of the cluster that run",
-            lambda: len(engine.lease.nodes) if engine is not None else 0,
-        ),
-        (
             "engine_seconds",
             "Round trip to the database of the cluster",
             lambda: engine.round_trip_secs if engine is not None else 0,
         ),
+        (
+            "clock_error_seconds",
+            "By how much this machine's clock is ahead of the database's",
+            lambda: engine.clock.error_secs if engine is not None else 0,
+        ),
+        (
+            "followed_sessions",
+            "Sessions of other nodes that clients follow here",
+            lambda: len(sessions.remote.follower) if sessions.remote is not None else 0,
+        ),
     ):
         metrics.add_gauge(name, description, read)
+    metrics.add_labelled_gauge(
+        "nodes",
+        "Nodes of the cluster that run",
+        "state",
+        ("up", "draining"),
+        lambda: (
+            Counter(node.state for node in engine.lease.nodes) if engine is not None else Counter()
+        ),
+    )
     for name, description, total in (
         (
             "takeovers",
@@ -102,6 +118,16 @@ def _register_cluster(context: ServerContext) -> None:
             "commits_unknown",
             "Commits whose answer was lost, and whose outcome was looked up",
             lambda: engine.driver.unknown if engine is not None else 0,
+        ),
+        (
+            "wakeups_missed",
+            "Entries of other nodes that were found without a notification",
+            lambda: sessions.remote.follower.missed if sessions.remote is not None else 0,
+        ),
+        (
+            "forwarded_commands",
+            "Requests and commands that were passed on to another node",
+            lambda: sessions.remote.forwarded if sessions.remote is not None else 0,
         ),
     ):
         metrics.add_counter(name, description, total)

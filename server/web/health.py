@@ -6,7 +6,7 @@ import asyncio
 import logging
 import os
 import shutil
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 
 from ..storage.engine import SharedEngine
 from ..storage.lease import LeaseState
@@ -29,6 +29,7 @@ class HealthMonitor:
         ready: whether requests are served; False while the server starts or drains.
         claude_version: the version of ``claude``; None if it is missing or reports no version.
         engine: the database that this node shares with others; None without a cluster.
+        is_notified: returns whether the notifications of other nodes arrive.
         acpx_version: the version of acpx; None until the agent backend has started.
     """
 
@@ -46,14 +47,17 @@ class HealthMonitor:
         self._timeout = timeout
         self.ready = False
         self.engine: SharedEngine | None = None
+        self.is_notified: Callable[[], bool] = lambda: True
         self.claude_present = False
         self.claude_version: str | None = None
         self.acpx_version: str | None = None
 
     @property
-    def has_lease(self) -> bool:
+    def is_in_cluster(self) -> bool:
         """Whether clients may use this node; always true without a cluster."""
-        return self.engine is None or self.engine.lease.state is LeaseState.HELD
+        if self.engine is None:
+            return True
+        return self.engine.lease.state is LeaseState.HELD and self.is_notified()
 
     async def watch(self) -> None:
         """Probe again and again; runs forever."""

@@ -17,7 +17,14 @@ from multidict import CIMultiDict
 from ..auth.credential import unauthorized
 from ..errors import Error, ErrorCode, bad_request, failure_of, internal, payload_too_large
 from ..openai.responses import error_body
-from .context import CREDENTIAL, LOGGED_SESSION_ID, LOGGED_TURN_INDEX, REQUEST_ID, context_of
+from .context import (
+    CREDENTIAL,
+    LOGGED_SESSION_ID,
+    LOGGED_TURN_INDEX,
+    PROMPT_ID,
+    REQUEST_ID,
+    context_of,
+)
 from .control_socket import FORWARDED_OPERATOR
 from .node_link import LINK
 from .request_body import APP_NAME, EXPECT, check_coding
@@ -90,6 +97,8 @@ async def error_middleware(request: web.Request, handler: Handler) -> web.Stream
     if origin is not None:
         request = request.clone(remote=origin.remote)
         request[FORWARDED_OPERATOR] = origin.is_operator
+        if origin.prompt_id:
+            request[PROMPT_ID] = origin.prompt_id
     elif trusted:
         request = request.clone(remote=client_address(request, trusted) or "")
     started_at = time.monotonic()

@@ -13,6 +13,7 @@ import os
 import secrets
 import socket
 import struct
+import uuid
 from collections.abc import AsyncIterator
 from typing import Any
 
@@ -25,12 +26,16 @@ from multidict import CIMultiDict
 from ..cluster.channels import PIECE_BYTES, ChannelLostError, NodeChannel
 from ..cluster.membership import ElsewhereError
 from ..cluster.node import ClusterNode, out_of_reach
+from ..sessions.entries import HIDDEN_ID
 from .context import CREDENTIAL, REQUEST_ID, authenticate_app, context_of, waiting
 from .control_socket import is_operator
 from .request_body import READ_BODY
 
 FORWARD = "http"
 """The kind of the channels for requests."""
+SEND_ATTEMPTS = 3
+REPEATED_BYTES = 1 << 20
+"""A request with a longer body is sent once."""
 _SENDER = struct.Struct("iII")
 _HOP_HEADERS = frozenset(
     {
@@ -52,6 +57,7 @@ class ForwardedRequest(msgspec.Struct, array_like=True):
     Attributes:
         remote: the address of the client.
         is_operator: whether it came through the operator's socket of the other node.
+        prompt_id: of a prompt to which the client gave no id, so that it can be sent again.
     """
 
     method: str
@@ -61,6 +67,7 @@ class ForwardedRequest(msgspec.Struct, array_like=True):
     is_operator: bool
     request_id: str
     has_body: bool
+    prompt_id: str = ""
 
 
 class ForwardedResponse(msgspec.Struct, array_like=True):
@@ -69,6 +76,53 @@ class ForwardedResponse(msgspec.Struct, array_like=True):
     status: int
     reason: str
     headers: list[tuple[str, str]]
+
+
+class ResponseLostError(Exception):
+    """The other node has ended, or a message was lost, before the response began."""
+
+
+class Sending:
+    """The body of a request that is sent to another node, perhaps again.
+
+    Attributes:
+        is_repeatable: whether the request may be sent again.
+        prompt_id: of a prompt to which the client gave no id.
+    """
+
+    def __init__(self, request: web.Request) -> None:
+        self._request = request
+        self._sent: list[bytes] = []
+        self._size = 0
+        is_prompt = request.method == hdrs.METH_POST and request.path.endswith("/turn")
+        self.is_repeatable = "session_id" in request.match_info and (
+            is_prompt or request.method in (hdrs.METH_GET, hdrs.METH_HEAD)
+        )
+        has_id = not is_prompt or "Idempotency-Key" in request.headers
+        self.prompt_id = "" if has_id else HIDDEN_ID + uuid.uuid4().hex
+
+    async def send(self, channel: NodeChannel) -> None:
+        request = self._request
+        if not request.body_exists:
+            return
+        if (data := request.get(READ_BODY)) is not None:
+            await _forward_bytes(data, channel)
+            channel.end()
+            return
+        for data in tuple(self._sent):
+            await _forward_bytes(data, channel)
+        while data := await request.content.readany():
+            self._keep(data)
+            await _forward_bytes(data, channel)
+        channel.end()
+
+    def _keep(self, piece: bytes) -> None:
+        self._size += len(piece)
+        self.is_repeatable = self.is_repeatable and self._size <= REPEATED_BYTES
+        if self.is_repeatable:
+            self._sent.append(piece)
+        else:
+            self._sent.clear()
 
 
 class NodeLink:
@@ -113,24 +167,56 @@ class NodeLink:
     async def forward(self, request: web.Request, node: int) -> web.StreamResponse:
         """Send *request* to a node, and its response to the client.
 
+        A request that may be repeated is sent again if the response is lost before it begins: to
+        the node that has its session then.
+
         Raises:
             Error: ``draining``; the node is out of reach.
         """
-        self.node.check_alive(node)
+        sending = Sending(request)
+        for _ in range(SEND_ATTEMPTS):
+            try:
+                return await self._forward(request, node, sending)
+            except ResponseLostError:
+                if not sending.is_repeatable:
+                    break
+                node = await self._owner_of(request)
+        raise out_of_reach()
+
+    async def _owner_of(self, request: web.Request) -> int:
+        """The node that has the session of a request now."""
+        try:
+            await context_of(request).sessions.find(request.match_info["session_id"])
+        except ElsewhereError as error:
+            return error.owner
+        assert self.node.number is not None
+        return self.node.number
+
+    async def _forward(
+        self, request: web.Request, node: int, sending: Sending
+    ) -> web.StreamResponse:
+        await self.node.check_alive(node)
+        if (remote := context_of(request).sessions.remote) is not None:
+            remote.forwarded += 1
         channel = self.node.channels.open(node, FORWARD)
         try:
-            if CREDENTIAL in request:
-                async with waiting(request):
-                    head = await self._exchange(request, channel)
-            else:
-                head = await self._exchange(request, channel)
+            try:
+                if CREDENTIAL in request:
+                    async with waiting(request):
+                        head = await self._exchange(request, channel, sending)
+                else:
+                    head = await self._exchange(request, channel, sending)
+            except ChannelLostError:
+                raise ResponseLostError from None
             return await _pass_on(request, channel, head)
         except ChannelLostError:
             raise out_of_reach() from None
         finally:
             channel.close()
 
-    async def _exchange(self, request: web.Request, channel: NodeChannel) -> ForwardedResponse:
+    async def _exchange(
+        self, request: web.Request, channel: NodeChannel, body: Sending
+    ) -> ForwardedResponse:
         """Send the request, and return the beginning of the response."""
         headers = [
             (str(name), value)
@@ -145,9 +231,10 @@ class NodeLink:
             is_operator(request),
             request[REQUEST_ID],
             request.body_exists,
+            body.prompt_id,
         )
         await channel.send(msgspec.msgpack.encode(origin))
-        sending = asyncio.create_task(_send_body(request, channel))
+        sending = asyncio.create_task(body.send(channel))
         try:
             piece = await channel.receive()
         finally:
@@ -199,17 +286,6 @@ LINK = web.AppKey("node-link", NodeLink)
 async def _body_of(channel: NodeChannel) -> AsyncIterator[bytes]:
     while (piece := await channel.receive()) is not None:
         yield piece
-
-
-async def _send_body(request: web.Request, channel: NodeChannel) -> None:
-    if not request.body_exists:
-        return
-    if (data := request.get(READ_BODY)) is not None:
-        await _forward_bytes(data, channel)
-    else:
-        while data := await request.content.readany():
-            await _forward_bytes(data, channel)
-    channel.end()
 
 
 async def _forward_bytes(data: bytes, channel: NodeChannel) -> None:

@@ -18,7 +18,7 @@ from ..agents.host.backend import HostBackend
 from ..agents.process import supervise
 from ..auth.shared_tickets import SharedTickets
 from ..cluster.membership import ALONE, Cluster
-from ..cluster.node import ClusterNode
+from ..cluster.node import NODES, ClusterNode
 from ..errors import DatabaseError, Error
 from ..sessions.followed_log import LogFollower, LossWatch
 from ..sessions.head_reporter import HeadReporter
@@ -41,6 +41,8 @@ TOKENS_CHANGED = "tokens"
 """The event for the other nodes after a change of tokens or shares."""
 RUNS_POLL_SECS = 30.0
 FROZEN_CLOSE_SECS = 5.0
+PROVEN_SECS = 5.0
+"""The time that a node which starts waits for the first notification."""
 
 
 def share_accounts(
@@ -93,6 +95,7 @@ class NodeParts:
         self._limits = engine.limits
         self._sessions = sessions
         logs = sessions.logs
+        logs.time_ns = engine.clock.time_ns
         self._tail = engine.driver.tail
         losses = LossWatch(lambda: self._tail.failovers, lambda: self._tail.on_lost())
         self._follower = LogFollower(node, logs, sessions.queries, losses)
@@ -133,12 +136,17 @@ class NodeParts:
             if state is LeaseState.FROZEN:
                 tasks.spawn(context.sockets.close_all(FROZEN_CLOSE_SECS), "frozen-sockets")
 
+        def find_nodes(_: str) -> None:
+            tasks.spawn(self._find_nodes(), "cluster-nodes")
+
         self._lease.followers.append(close_sockets)
         self._lease.on_gone = self._take_over
         self._lease.on_nodes = node.note_nodes
+        node.find_nodes = self._lease.beat
+        node.on_event[NODES] = find_nodes
         node.on_digest = self._note_digest
         await self._lease.beat()
-        node.bus.start()
+        await self._start_bus(context)
         for name, loop in (
             ("cluster-channels", node.channels.watch),
             ("cluster-heads", self._follower.watch),
@@ -160,11 +168,26 @@ class NodeParts:
             for part in (self._reporter, self._lists, self._follower, node.channels, node.bus):
                 await part.stop()
 
+    async def _start_bus(self, context: ServerContext) -> None:
+        bus = self._node.bus
+        bus.start()
+        context.health.is_notified = bus.is_proven.is_set
+        with contextlib.suppress(TimeoutError):  # without it, the node is not ready
+            async with asyncio.timeout(PROVEN_SECS):
+                await bus.is_proven.wait()
+        bus.announce(NODES)
+
     def _take_over(self, numbers: list[int]) -> None:
         """Take the sessions and the other work of nodes that have ended, without waiting."""
         self._node.note_gone(numbers)
+        self._node.bus.announce(NODES)
         self._ownership.notice()
         self._has_taken_over.set()
+
+    async def _find_nodes(self) -> None:
+        """Find which nodes there are now, and the sessions of those that have ended."""
+        await self._lease.beat()
+        self._ownership.notice()
 
     async def _take_up_left(self, context: ServerContext) -> None:
         """End the runs and send the webhooks of nodes that have ended, forever.

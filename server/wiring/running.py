@@ -17,6 +17,8 @@ def agreed_settings(settings: Settings) -> dict[str, object]:
         "CLAWDFORGE_HOST": settings.host,
         "CLAWDFORGE_PORT": settings.port,
         "CLAWDFORGE_AGENT_BACKEND": settings.agent_backend,
+        # Its value may contain a password. A node of a cluster is not reloaded at all.
+        "CLAWDFORGE_CLUSTER_URL": "set" if settings.cluster_url else "not set",
     }
 
 

@@ -4,7 +4,11 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import re
+import uuid
 from collections.abc import Callable
+
+import msgspec
 
 from ..auth.credential import Credential
 from ..auth.tokens import TokenRegistry
@@ -13,6 +17,7 @@ from ..cluster.membership import ElsewhereError
 from ..cluster.node import ClusterNode, out_of_reach
 from ..codec import call_off_loop, dumps, loads
 from ..errors import Error, failure_of, forbidden_to_shares
+from ..sessions.entries import HIDDEN_ID
 from ..sessions.registry import SessionRegistry
 from ..sessions.remote_session import READY, RemoteSession
 from ..sessions.session import Session
@@ -26,6 +31,7 @@ COMMAND_CHANNEL = "session-commands"
 FRAME, DONE, MOVED = b"f", b"d", b"m"
 """The first byte of a piece: a frame for the client follows, a command was executed, or it was not,
 because the session has moved to another node."""
+_HIDDEN = re.compile(rb'"id":"\\u0000[^"]*"')
 MAX_MOVES = 3
 """The nodes that are asked one after the other to execute a command."""
 
@@ -34,7 +40,8 @@ class RemoteCommands:
     """Executes the commands of one client on the node that has the session at that moment.
 
     If that is another node, it executes them like those of its own clients, and sends the frames
-    back.
+    back. If the answer to a prompt is lost, the prompt is sent again under the same id, so that it
+    runs once; a prompt without an id gets one, which clients do not see.
 
     Args:
         send: sends a frame to the client.
@@ -61,6 +68,10 @@ class RemoteCommands:
         self._hold = hold
         self._channel: NodeChannel | None = None
         self._done: asyncio.Future[bool] | None = None
+        # The prompts without an answer, by their ids.
+        self._unanswered: dict[str, tuple[protocol.PromptCommand, bytes]] = {}
+        self._lock = asyncio.Lock()
+        self._is_finished = False
         self._tasks = Tasks()
         self._local: SessionCommands | None = None
         self._local_session: Session | None = None
@@ -71,6 +82,7 @@ class RemoteCommands:
         return self._channel is not None or (self._local is not None and self._local.is_pending)
 
     async def finish(self) -> None:
+        self._is_finished = True
         if self._channel is not None:
             self._channel.close()
         await self._tasks.finish(0)
@@ -95,17 +107,36 @@ class RemoteCommands:
             if (session := self._sessions.loaded(self._session.id)) is not None:
                 await self._commands_of(session).execute(command)
                 return
+            frame = data.encode() if isinstance(data, str) else bytes(data)
+            if isinstance(command, protocol.PromptCommand):
+                if command.id is None:
+                    command, frame = _with_hidden_id(command, frame)
+                assert command.id is not None
+                self._unanswered[command.id] = command, frame
+            try:
+                await self._execute_elsewhere(command, frame)
+            except BaseException:
+                if isinstance(command, protocol.PromptCommand):
+                    self._unanswered.pop(command.id or "", None)
+                raise
+
+    async def _execute_elsewhere(self, command: protocol.SessionCommand, frame: bytes) -> None:
+        async with self._lock:
             self._hold(True)
             try:
                 for _ in range(MAX_MOVES):
-                    if await self._execute_at_owner(command, data):
+                    if await self._execute_at_owner(command, frame):
                         return
             finally:
                 self._hold(False)
         raise out_of_reach()
 
-    async def _execute_at_owner(self, command: protocol.SessionCommand, data: bytes | str) -> bool:
-        """Execute a command where the session is now. False if it has moved meanwhile."""
+    async def _execute_at_owner(self, command: protocol.SessionCommand, frame: bytes) -> bool:
+        """Execute a command where the session is now.
+
+        Returns:
+            False if the session has moved meanwhile, or the answer to a prompt was lost.
+        """
         if self._channel is None:
             found = await self._sessions.viewed(self._session.id, self._credential.app_name)
             if isinstance(found, Session):
@@ -113,7 +144,12 @@ class RemoteCommands:
                 return True
             self._open(found)
         assert self._channel is not None
-        return await self._execute_there(self._channel, data)
+        try:
+            return await self._execute_there(self._channel, frame)
+        except ChannelLostError:
+            if isinstance(command, protocol.PromptCommand):
+                return command.id not in self._unanswered
+            raise out_of_reach() from None
 
     def _commands_of(self, session: Session) -> SessionCommands:
         """The commands for the session, which this node has. It is in use."""
@@ -122,12 +158,22 @@ class RemoteCommands:
             self._local = SessionCommands(
                 session,
                 self._credential,
-                self._send,
+                self._send_shown,
                 request_id=self._request_id,
                 sessions=self._sessions,
                 files=self._files,
             )
         return self._local
+
+    def _send_shown(self, frame: bytes) -> None:
+        """Send a frame to the client, and note which prompt it answers."""
+        if self._unanswered and (frame_id := loads(frame).get("id")) is not None:
+            self._unanswered.pop(frame_id, None)
+        if _HIDDEN.search(frame) is not None:
+            frame = _HIDDEN.sub(b'"id":null', frame)
+            frame = frame.replace(b'"duplicate":true', b'"duplicate":false')
+            frame = frame.replace(b'{"type":"error","id":null,', b'{"type":"error",')
+        self._send(frame)
 
     def _open(self, session: RemoteSession) -> None:
         """Open a channel to the node that has the session."""
@@ -143,22 +189,24 @@ class RemoteCommands:
         channel.send_now(dumps(client))
         self._tasks.spawn(self._read(channel), f"commands-{self._session.id}")
 
-    async def _execute_there(self, channel: NodeChannel, data: bytes | str) -> bool:
+    async def _execute_there(self, channel: NodeChannel, frame: bytes) -> bool:
+        if self._sessions.remote is not None:
+            self._sessions.remote.forwarded += 1
         done: asyncio.Future[bool] = asyncio.get_running_loop().create_future()
         self._done = done
         try:
-            await channel.send(data.encode() if isinstance(data, str) else bytes(data))
+            await channel.send(frame)
             return await done
-        except ChannelLostError:
-            raise out_of_reach() from None
         finally:
             self._done = None
+            if done.done() and not done.cancelled():
+                done.exception()  # the channel was lost during `send`
 
     async def _read(self, channel: NodeChannel) -> None:
         try:
             async for piece in channel:
                 if piece[:1] == FRAME:
-                    self._send(piece[1:])
+                    self._send_shown(piece[1:])
                     continue
                 has_moved = piece == MOVED
                 if has_moved and self._channel is channel:
@@ -175,6 +223,27 @@ class RemoteCommands:
                 self._channel = None
                 if self._done is not None and not self._done.done():
                     self._done.set_exception(ChannelLostError())
+                elif self._unanswered and not self._is_finished:
+                    self._tasks.spawn(self._ask_again(), f"ask-again-{self._session.id}")
+
+    async def _ask_again(self) -> None:
+        """Send the steered prompts again whose answers were lost after the node had taken them."""
+        for prompt_id, (command, frame) in tuple(self._unanswered.items()):
+            try:
+                with self._sessions.uses.using(self._session.id):
+                    await self._execute_elsewhere(command, frame)
+            except Error as error:
+                if self._unanswered.pop(prompt_id, None) is not None:
+                    self._send_shown(protocol.error_frame(error, prompt_id))
+
+
+def _with_hidden_id(
+    command: protocol.PromptCommand, frame: bytes
+) -> tuple[protocol.PromptCommand, bytes]:
+    """A prompt with an id of its own, and its frame."""
+    hidden = HIDDEN_ID + uuid.uuid4().hex
+    whole = b'%b,"id":%b}' % (frame.rstrip()[:-1], dumps(hidden))  # the last `id` counts
+    return msgspec.structs.replace(command, id=hidden), whole
 
 
 def commands_for(

@@ -33,6 +33,17 @@ SEED = int(os.environ.get("CLAWDFORGE_FAULTS_SEED", "0")) or random.randrange(1,
 SESSIONS = 6
 SETTINGS = {"DRAIN_SECS": "5", "AGENT_IDLE_SECS": "0.5", "SWEEP_INTERVAL_SECS": "0.5"}
 """Idle sessions move between the nodes all the time."""
+STATEMENTS = {
+    "messages": "DELETE FROM commands",
+    "backends": "SELECT pg_terminate_backend(pid) FROM pg_stat_activity"
+    " WHERE application_name LIKE 'clawdforge%'",
+    "queries": "SELECT pg_cancel_backend(pid) FROM pg_stat_activity"
+    " WHERE application_name LIKE 'clawdforge%'",
+    "locks": "BEGIN; LOCK TABLE nodes, sessions, commands IN EXCLUSIVE MODE;"
+    " SELECT pg_sleep(1); COMMIT",
+}
+"""Statements that an operator, or another program, may execute."""
+FAULTS = ("kill", "pause", "freeze", "cut", "drain", "engine", "slow", *STATEMENTS)
 FAILED = (aiohttp.ClientError, AssertionError, TimeoutError, OSError)
 OUTAGE_SECS = 120
 """Within this time a node accepts requests again, whatever the faults."""
@@ -127,7 +138,7 @@ async def follow(
 async def inject(cluster: NodeCluster, history: History, dice: random.Random) -> None:
     """Cause one fault, and end it."""
     node = dice.choice(cluster.nodes)
-    kind = dice.choice(("kill", "pause", "freeze", "cut", "drain", "engine"))
+    kind = dice.choice(FAULTS)
     history.faults[kind] += 1
     match kind:
         case "kill":
@@ -153,6 +164,12 @@ async def inject(cluster: NodeCluster, history: History, dice: random.Random) ->
             cluster.postgres.stop(signal.SIGQUIT)
             await asyncio.sleep(dice.uniform(0, 0.5 * LEASE_SECS))
             cluster.postgres.start(fsync="off")
+        case "slow":
+            node.proxy.delay_secs = dice.uniform(0, 0.3)
+            await asyncio.sleep(dice.uniform(0, LEASE_SECS))
+            node.proxy.delay_secs = 0
+        case "messages" | "backends" | "queries" | "locks":
+            await asyncio.to_thread(cluster.sql, STATEMENTS[kind])
     await restart(cluster)
 
 

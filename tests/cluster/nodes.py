@@ -38,10 +38,11 @@ class Node:
         server: the server process.
         client: a client of the app that sends its requests to this node.
         wrapper: a program with arguments that executes the server.
+        node_name: the name under which it registers.
     """
 
     def __init__(self, cluster: NodeCluster, name: str) -> None:
-        self.name = name
+        self.name = self.node_name = name
         self._cluster = cluster
         self.proxy = TcpProxy(cluster.postgres.port)
         self.server: ServerProcess
@@ -58,7 +59,7 @@ class Node:
             CLUSTER_URL=cluster.postgres.url(cluster.database, self.proxy.port),
             SHARED_DIR=str(cluster.folder / "shared" / "data"),
             SANDBOX_WRITE=str(cluster.folder),
-            NODE_NAME=self.name,
+            NODE_NAME=self.node_name,
             **{"LEASE_SECS": str(LEASE_SECS), **cluster.settings},
         )
         self.client = Client(self.server.url, cluster.token, cluster.http)
@@ -93,10 +94,13 @@ class NodeCluster:
     def sql(self, statement: str) -> str:
         return self.postgres.sql(statement, self.database)
 
-    async def add(self, name: str, wrapper: Sequence[str] = ()) -> Node:
+    async def add(
+        self, name: str, wrapper: Sequence[str] = (), node_name: str | None = None
+    ) -> Node:
         """Start one more node."""
         node = Node(self, name)
         node.wrapper = wrapper
+        node.node_name = node_name or name
         (self.folder / name).mkdir()
         await node.proxy.start()
         self.nodes.append(node)

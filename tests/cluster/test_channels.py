@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Sequence
 from typing import Any
 from unittest import mock
 
@@ -233,3 +233,28 @@ async def test_commits_are_not_shown_after_a_failover_that_may_have_lost_them(
     await driver.notify("channel", ["after"], shows_commits=True)
     await eventually("it to arrive", lambda: heard == ["before", "after"])
     listener.terminate()
+
+
+async def test_messages_arrive_if_the_engine_takes_no_notifications(
+    make_node: MakeNode, driver: PostgresDriver
+) -> None:
+    """Its queue is full, because a transaction of another program has been open for long."""
+    one, two = await make_node(1), await make_node(2)
+    two.channels.servers["echo"] = echo
+    change = driver.change
+
+    async def refuse(sql: str, parameters: Sequence[Any] = (), **options: Any) -> Any:
+        if "pg_notify" in sql and parameters[-1]:
+            raise DatabaseError("too many notifications in the NOTIFY queue", is_transient=False)
+        return await change(sql, parameters, **options)
+
+    with mock.patch.object(driver, "change", refuse):
+        channel = one.channels.open(2, "echo")
+        channel.send_now(b"hello")
+        receiving = asyncio.create_task(channel.receive())
+        while not receiving.done():
+            for node in (one, two):
+                await node.look()
+            await asyncio.sleep(0.01)
+        assert receiving.result() == b"hello"
+        channel.close()

@@ -3,9 +3,13 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
+import random
+import signal
 from collections.abc import Iterator
 from pathlib import Path
 
+import asyncpg
 import pytest
 
 from ..support.client import failure
@@ -36,6 +40,96 @@ def own_postgres() -> Iterator[Postgres]:
     """A server that a test may stop."""
     with running_postgres(fsync="off") as server:
         yield server
+
+
+async def crash(postgres: Postgres) -> None:
+    """Crash the engine, and start it again."""
+    await asyncio.to_thread(postgres.stop, signal.SIGQUIT)
+    await asyncio.to_thread(postgres.start, fsync="off")
+
+
+async def test_prompts_without_an_id_run_once_while_the_database_crashes(
+    own_postgres: Postgres, tmp_path: Path
+) -> None:
+    """A crash loses the messages between the nodes, but no commit."""
+    dice = random.Random(1)
+    async with running_nodes(own_postgres, tmp_path, 2, LEASE_SECS="60") as cluster:
+        one, two = cluster.nodes
+        session_id = await one.client.create()
+        far = await two.client.connect(session_id)
+        accepted = []
+        for number in range(8):
+            await far.send("prompt", prompt=f"prompt {number}")
+            await asyncio.sleep(dice.uniform(0, 0.02))
+            await crash(own_postgres)
+            while (answer := await far.next()) is not None:
+                if answer["type"] in ("accepted", "error"):
+                    break
+            assert answer is not None
+            assert answer.get("id") is None, answer
+            if answer["type"] == "accepted":
+                assert answer["duplicate"] is False
+                accepted.append(answer["turn_index"])
+            else:
+                assert answer["retryable"], answer
+
+        async def is_idle() -> bool:
+            _, state = await one.client.get(f"/sessions/{session_id}")
+            return state.get("state") == "idle" and not state["queued"]
+
+        await eventually("all turns to end", is_idle)
+        entries = await two.client.events(session_id)
+        starts = [entry for entry in entries if entry["type"] == "turn_start"]
+        assert all(entry["id"] is None for entry in starts)
+        texts = [entry["prompt"][0]["text"] for entry in starts]
+        assert len(texts) == len(set(texts))
+        assert accepted
+        assert set(accepted) <= {entry["turn_index"] for entry in starts}
+
+
+async def test_nodes_continue_with_idle_connections_after_a_restart_of_the_database(
+    own_postgres: Postgres, tmp_path: Path
+) -> None:
+    async with running_nodes(own_postgres, tmp_path, 2, LEASE_SECS="60") as cluster:
+        ids = [await node.client.create() for node in cluster.nodes]
+        for _ in range(2):
+            # Every connection of the pools has been used.
+            await asyncio.gather(
+                *(node.client.get("/sessions") for node in cluster.nodes for _ in range(10))
+            )
+            await asyncio.to_thread(own_postgres.stop)
+            await asyncio.to_thread(own_postgres.start, fsync="off")
+            for node in cluster.nodes:
+                await node.client.create()
+                replies = await asyncio.gather(
+                    node.client.get("/sessions"),
+                    *(node.client.turn(session_id, "hello") for session_id in ids),
+                )
+                assert [status for status, _ in replies] == [200] * 3, replies
+
+
+async def test_database_without_free_connections_delays_nodes_and_ends_none(
+    tmp_path: Path,
+) -> None:
+    with running_postgres(
+        fsync="off", max_connections="30", superuser_reserved_connections="1"
+    ) as postgres:
+        async with running_nodes(postgres, tmp_path, 2, LEASE_SECS="60") as cluster:
+            one, two = cluster.nodes
+            session_id = await one.client.create()
+            far = await two.client.connect(session_id)
+            others = []
+            with contextlib.suppress(asyncpg.TooManyConnectionsError):
+                while True:
+                    others.append(await asyncpg.connect(postgres.url(cluster.database)))
+            for node in cluster.nodes:
+                node.proxy.cut()  # they cannot come back
+            await far.send("prompt", prompt="hello", id="a")
+            await asyncio.sleep(1)
+            for connection in others:
+                await connection.close()
+            assert (await far.until("turn_end"))["stop_reason"] == "end_turn"
+            assert [node.server.process.returncode for node in cluster.nodes] == [None, None]
 
 
 async def test_slow_database_delays_entries_and_changes_nothing_else(cluster: NodeCluster) -> None:

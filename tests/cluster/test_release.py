@@ -272,7 +272,17 @@ async def test_races_with_the_release_lose_and_repeat_nothing(cluster: NodeClust
             await node.client.delete(f"/sessions/{reply['session_id']}?purge=true")
         return status, reply
 
-    operations = [prompt, prompt, prompt, steer, close_and_reopen, fork]
+    async def undo(node: Node) -> tuple[int, Json]:
+        status, reply = await node.client.post(f"{path}/undo", {"turn_index": 1})
+        return (status, reply) if status >= 500 else (200, reply)
+
+    async def search(node: Node) -> tuple[int, Json]:
+        return await node.client.get("/search?q=prompt")
+
+    async def rename(node: Node) -> tuple[int, Json]:
+        return await node.client.call("PATCH", path, {"meta": {"title": f"{len(sent)}"}})
+
+    operations = [prompt, prompt, prompt, steer, close_and_reopen, fork, undo, search, rename]
 
     async def use(number: int) -> None:
         for _ in range(8):

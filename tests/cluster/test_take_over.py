@@ -25,6 +25,63 @@ async def cluster(postgres: Postgres, tmp_path: Path) -> AsyncIterator[NodeClust
         yield running
 
 
+async def test_session_of_a_restarted_node_is_reached_through_others_at_once(
+    cluster: NodeCluster,
+) -> None:
+    one, two = cluster.nodes
+    for number in range(3):
+        session_id = await one.client.create()
+        near = await one.client.connect(session_id)
+        await near.send("prompt", prompt=script({"say": "busy"}, {"hang": True}))
+        await near.until_text("busy")
+        await one.server.kill()
+        await one.start()
+        # The new process owns it, and has told the other node so.
+        status, reply = await two.client.turn(session_id, f"hello {number}")
+        assert status == 200, reply
+        ends = [one for one in await two.client.events(session_id) if one["type"] == "turn_end"]
+        assert [(end["error"] or {}).get("code") for end in ends] == ["server_restarted", None]
+
+
+async def test_prompt_over_rest_gets_its_result_after_the_kill_of_the_owner(
+    cluster: NodeCluster,
+) -> None:
+    one, two = cluster.nodes
+    running, idle = [await one.client.create() for _ in range(2)]
+    near = await one.client.connect(running)
+    turn = asyncio.create_task(two.client.turn(running, script({"say": "busy"}, {"hang": True})))
+    await near.until_text("busy")
+    await one.server.kill()
+    other = asyncio.create_task(two.client.turn(idle, "hello"))  # it never reaches the owner
+    status, reply = await turn
+    assert (status, reply["code"], reply["turn_index"]) == (503, "server_restarted", 1)
+    status, reply = await other
+    if status == 503:  # the kill was noticed before the request
+        assert reply["code"] == "draining"
+        status, reply = await two.client.turn(idle, "hello")
+    assert (status, reply["stop_reason"]) == (200, "end_turn")
+    for session_id in (running, idle):
+        entries = await two.client.events(session_id)
+        assert [one["id"] for one in entries if one["type"] == "turn_start"] == [None]
+
+
+async def test_second_server_with_the_name_of_a_node_ends_the_first_for_good(
+    cluster: NodeCluster,
+) -> None:
+    one, two = cluster.nodes
+    session_id = await one.client.create()
+    near, far = await one.client.connect(session_id), await two.client.connect(session_id)
+    await far.send("prompt", prompt=script({"say": "busy"}, {"hang": True}))
+    await near.until_text("busy")
+    await cluster.add("copy", node_name=one.name)
+    # A service manager does not start it again after this status: both would end each other.
+    assert await asyncio.wait_for(one.server.process.wait(), 60) == 2
+    assert "CLAWDFORGE_NODE_NAME" in (cluster.folder / "node-1.log").read_text()
+    assert (await far.until("turn_end"))["error"]["code"] == "server_restarted"
+    assert (await two.client.turn(session_id, "hello"))[0] == 200
+    assert cluster.sql("SELECT count(*) FROM nodes WHERE state = 'up'") == "2"
+
+
 async def test_background_run_of_a_killed_node_ends(cluster: NodeCluster) -> None:
     one, two = cluster.nodes
     body = {"prompt": script({"hang": True}), "agent": "mock", "background": True}

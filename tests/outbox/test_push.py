@@ -157,7 +157,7 @@ async def test_subscription_that_the_service_has_ended_is_removed(
 async def test_message_is_sent_again_if_the_service_is_busy(
     client: Client, service: PushService, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("server.outbox.push_sender.PUSH_RETRY_SECS", (0.01, 0.01))
+    monkeypatch.setattr("server.outbox.push_sender.PUSH_RETRY_SECS", (0.05,) * 600)
     browser = service.browser()
     await browser.subscribe(client)
     service.status = 503

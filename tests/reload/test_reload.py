@@ -148,6 +148,16 @@ async def test_broken_version_leaves_the_old_one_serving(
         assert status != 0
         assert "CLAWDFORGE_MAX_QUEUED_TURNS" in said
 
+        # The new version would find none of the sessions in an empty database.
+        settings.write_text(
+            "CLAWDFORGE_CLUSTER_URL=postgresql://x:secret@127.0.0.1:1/x\n"
+            f"CLAWDFORGE_SHARED_DIR={tmp_path}\n"
+        )
+        status, said = await run_command(program, data)
+        assert status != 0
+        assert "CLAWDFORGE_CLUSTER_URL has changed" in said
+        assert "secret" not in said
+
         settings.write_text("CLAWDFORGE_MAX_QUEUED_TURNS=1\n")
         source = module.read_text()
         module.write_text(source + "\nbroken(\n")

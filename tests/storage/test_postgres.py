@@ -8,6 +8,7 @@ import random
 import signal
 import sqlite3
 from collections.abc import AsyncIterator
+from functools import partial
 from pathlib import Path
 from urllib.parse import urlsplit
 
@@ -20,7 +21,11 @@ from server.storage.database import Database
 from server.storage.drivers.base import FencedError, Statement
 from server.storage.drivers.postgres import PostgresDriver
 from server.storage.drivers.translation import engine_statements
-from server.storage.postgres_schema import COLUMNS_OF_CLUSTER, TABLES_OF_CLUSTER
+from server.storage.postgres_schema import (
+    COLUMNS_OF_CLUSTER,
+    POSTGRES_MIGRATIONS,
+    TABLES_OF_CLUSTER,
+)
 from server.storage.queries import Queries
 
 from ..support.postgres import Postgres
@@ -104,6 +109,34 @@ async def test_two_servers_create_the_schema_at_once(url: str) -> None:
     opened = await asyncio.gather(*(Database.connect(url, name="test") for _ in range(3)))
     for database in opened:
         await database.close()
+
+
+@pytest.mark.slow
+async def test_migration_that_waits_for_a_transaction_does_not_stop_the_other_nodes(
+    url: str,
+) -> None:
+    old = [*POSTGRES_MIGRATIONS]
+    new = [*old, "ALTER TABLE sessions ADD COLUMN added BIGINT"]
+    async with connected(url) as (database, _):
+        reader = await asyncpg.connect(url)  # as pg_dump does, for hours
+        await reader.execute("BEGIN")
+        await reader.execute("SELECT count(*) FROM sessions")
+        opening = asyncio.create_task(PostgresDriver.open(url, name="newer", migrations=new))
+        waiting = "SELECT count(*) FROM pg_locks WHERE NOT granted AND relation IS NOT NULL"
+        for _ in range(2):
+            await eventually("the migration to wait", partial(is_true, reader, waiting))
+            # This statement waits for the migration, which gives up for a moment.
+            assert await database.fetch("SELECT count(*) FROM sessions") == [(0,)]
+        assert not opening.done()
+        await reader.execute("COMMIT")
+        await reader.close()
+        newer = await opening
+        assert await newer.fetch("SELECT added FROM sessions", ()) == []
+        await newer.close()
+
+
+async def is_true(connection: asyncpg.Connection, sql: str) -> bool:
+    return bool(await connection.fetchval(sql))
 
 
 async def test_unreachable_database_is_refused_with_a_reason() -> None:
@@ -253,6 +286,15 @@ async def test_rejected_statement_of_a_repeated_commit_is_reported(
             await commit
         assert not caught.value.is_transient
         await database.write([insert_token("next")])
+
+
+async def test_commit_leaves_a_server_that_takes_no_writes_any_more(url: str) -> None:
+    async with connected(url, 1) as (database, driver):
+        await database.write([insert_token("a")])
+        assert driver._writer is not None
+        await driver._writer.execute("SET default_transaction_read_only = on")  # a switchover
+        await database.write([insert_token("b")])
+        assert [row.name for row in await Queries(database).tokens()] == ["a", "b"]
 
 
 async def test_reads_continue_on_new_connections(url: str, proxy: TcpProxy) -> None:

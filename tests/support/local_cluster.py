@@ -13,6 +13,7 @@ from pathlib import Path
 
 import aiohttp
 
+from .guardian import Guardian, guarded
 from .postgres import Postgres, running_postgres
 from .processes import ROOT
 
@@ -23,6 +24,10 @@ OWNERS = (
     "SELECT sessions.id || ' ' || coalesce(nodes.name, 'no node')"
     " FROM sessions LEFT JOIN nodes ON nodes.n = sessions.owner ORDER BY sessions.n"
 )
+
+
+class StartFailed(Exception):  # noqa: N818 - a name for one line of this program
+    """A node has ended before it was ready."""
 
 
 class LocalNode:
@@ -37,9 +42,9 @@ class LocalNode:
         self.name = name
         self.port = 0
         self.link = ""
-        self._process: asyncio.subprocess.Process
+        self._process: asyncio.subprocess.Process | None = None
 
-    async def start(self, url: str, folder: Path) -> None:
+    async def start(self, url: str, folder: Path, guardian: Guardian) -> None:
         environ = {k: v for k, v in os.environ.items() if not k.startswith("CLAWDFORGE_")}
         environ |= {
             "CLAWDFORGE_CLUSTER_URL": url,
@@ -59,6 +64,7 @@ class LocalNode:
                 stderr=log,
                 start_new_session=True,
             )
+        guardian.add_process(self.pid)
         assert self._process.stdout is not None
         while line := (await self._process.stdout.readline()).decode():
             if "is ready on" in line:
@@ -68,15 +74,17 @@ class LocalNode:
             if self.port and (self.link or self.name != NODES[0]):
                 return
         if not self.port:
-            raise SystemExit(f"{self.name} did not start: see {folder / self.name}.log")
+            text = (folder / f"{self.name}.log").read_text("utf-8", "replace")
+            raise StartFailed(f"{self.name} did not start:\n{text[-2000:]}")
 
     @property
     def pid(self) -> int:
+        assert self._process is not None
         return self._process.pid
 
     def describe(self, *, is_ready: bool) -> str:
         """The state of the node, for the person who tries the cluster."""
-        if self._process.returncode is not None:
+        if self._process is not None and self._process.returncode is not None:
             return f"has ended ({self._process.returncode}); after its lease others take over"
         return "is ready" if is_ready else "is not ready"
 
@@ -87,6 +95,8 @@ class LocalNode:
         return False
 
     async def stop(self) -> None:
+        if self._process is None:
+            return
         with contextlib.suppress(ProcessLookupError):
             self._process.send_signal(signal.SIGTERM)
         await self._process.wait()
@@ -159,15 +169,30 @@ async def main() -> None:
     for number in (signal.SIGINT, signal.SIGTERM):
         asyncio.get_running_loop().add_signal_handler(number, stop.set)
     async with contextlib.AsyncExitStack() as stack:
+        guardian = stack.enter_context(guarded())
         temporary = tempfile.TemporaryDirectory(prefix="clawdforge-cluster-")
         folder = Path(stack.enter_context(temporary))
+        guardian.add_folder(folder)
         postgres = stack.enter_context(running_postgres())
+        assert postgres.process is not None
+        guardian.add_process(postgres.process.pid)
+        guardian.add_folder(postgres.folder.parent)
         url = postgres.new_database()
         database = url.rpartition("/")[2]
         nodes = [LocalNode(name) for name in NODES]
         for node in nodes:
-            await node.start(url, folder)
+            starting = asyncio.create_task(node.start(url, folder, guardian))
             stack.push_async_callback(node.stop)
+            stopping = asyncio.create_task(stop.wait())
+            await asyncio.wait({starting, stopping}, return_when=asyncio.FIRST_COMPLETED)
+            stopping.cancel()
+            if stop.is_set():  # Ctrl-C before all have started
+                starting.cancel()
+                return
+            try:
+                await starting
+            except StartFailed as error:
+                raise SystemExit(str(error)) from None
         balancer = Balancer(nodes)
         server = await asyncio.start_server(balancer.serve, "127.0.0.1", PORT)
         stack.callback(server.close)

@@ -132,6 +132,7 @@ class Postgres:
                 env={"PATH": os.environ["PATH"], "LC_ALL": "C.UTF-8"},
                 user=self._user,
                 group=self._group,
+                start_new_session=True,  # Ctrl-C ends it after the servers that use it
             )
         self.wait_ready()
 

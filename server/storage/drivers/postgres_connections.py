@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import logging
 import ssl
+import time
 from collections.abc import AsyncIterator, Sequence
 
 import asyncpg
@@ -12,6 +14,8 @@ import asyncpg
 from ...errors import DatabaseError
 from .migrations import pending_scripts
 from .postgres_tail import EngineTail
+
+logger = logging.getLogger(__name__)
 
 CONNECT_SECS = 5.0
 MIGRATION_LOCK = 7_222_417
@@ -22,6 +26,17 @@ STATEMENTS = 1000
 IDLE_MS = 3000
 """The engine rolls back a transaction that is idle for longer: it could block a takeover."""
 
+_WITHOUT_TIMEOUT = (
+    "SELECT set_config('transaction_timeout', '0', false)"
+    " WHERE coalesce(current_setting('transaction_timeout', true), '0') <> '0'"
+)
+"""PostgreSQL 17 and newer have this setting. Older versions reject it at the start."""
+MIGRATION_WAIT_SECS = 60.0
+"""The longest time for which a migration waits for transactions that use the tables."""
+MIGRATION_LOCK_MS = 1000
+"""A migration that waits for a lock for longer gives up the locks that it has, and begins again:
+meanwhile the other nodes would wait, too."""
+
 LOST_CONNECTION = (
     OSError,
     TimeoutError,
@@ -30,21 +45,22 @@ LOST_CONNECTION = (
     asyncpg.PostgresConnectionError,
     asyncpg.ConnectionDoesNotExistError,
     asyncpg.CannotConnectNowError,
+    asyncpg.TooManyConnectionsError,
     asyncpg.AdminShutdownError,
     asyncpg.CrashShutdownError,
     asyncpg.IdleSessionTimeoutError,
     asyncpg.IdleInTransactionSessionTimeoutError,
     asyncpg.TargetServerAttributeNotMatched,
+    asyncpg.ReadOnlySQLTransactionError,
     asyncpg.InternalClientError,
 )
-"""The connection is lost, or the engine takes no connections at the moment."""
+"""The connection is lost, or the engine takes no connections or no writes at the moment."""
 _TRANSIENT = (
     asyncpg.InsufficientResourcesError,
     asyncpg.TransactionRollbackError,
     asyncpg.ObjectNotInPrerequisiteStateError,
     asyncpg.OperatorInterventionError,
     asyncpg.PostgresSystemError,
-    asyncpg.ReadOnlySQLTransactionError,
     asyncpg.PostgresIOError,
 )
 
@@ -98,6 +114,7 @@ async def open_connection(
         },
     )
     try:
+        await connection.execute(_WITHOUT_TIMEOUT)
         # A stricter setting of the operator stays.
         if not is_durable:
             await connection.execute("SET synchronous_commit = off")
@@ -173,22 +190,37 @@ async def migrate_engine(connection: asyncpg.Connection, migrations: Sequence[st
 
     Raises:
         SchemaError: it declares that older programs cannot use it.
+        LockNotAvailableError: a transaction has used a table for too long.
     """
-    async with connection.transaction():
-        await connection.execute("SELECT pg_advisory_xact_lock($1)", MIGRATION_LOCK)
+    deadline = time.monotonic() + MIGRATION_WAIT_SECS
+    while True:
+        try:
+            async with connection.transaction():
+                await connection.execute("SELECT pg_advisory_xact_lock($1)", MIGRATION_LOCK)
+                await connection.execute(f"SET LOCAL lock_timeout = {MIGRATION_LOCK_MS}")
+                await _migrate(connection, migrations)
+            return
+        except asyncpg.LockNotAvailableError:
+            if time.monotonic() > deadline:
+                raise
+            logger.warning("a transaction uses the tables, so the migration waits for its end")
+            await asyncio.sleep(MIGRATION_LOCK_MS / 1000)
+
+
+async def _migrate(connection: asyncpg.Connection, migrations: Sequence[str]) -> None:
+    await connection.execute(
+        "CREATE TABLE IF NOT EXISTS schema_version"
+        " (one BOOLEAN PRIMARY KEY CHECK (one), version BIGINT NOT NULL,"
+        " min_version BIGINT NOT NULL)"
+    )
+    row = await connection.fetchrow("SELECT version, min_version FROM schema_version")
+    version, min_version = row if row is not None else (0, 0)
+    if version > len(migrations) >= min_version:
+        return  # a newer server has added columns that this one does not need
+    for number, script in pending_scripts(version, migrations):
+        await connection.execute(script)
         await connection.execute(
-            "CREATE TABLE IF NOT EXISTS schema_version"
-            " (one BOOLEAN PRIMARY KEY CHECK (one), version BIGINT NOT NULL,"
-            " min_version BIGINT NOT NULL)"
+            "INSERT INTO schema_version (one, version, min_version) VALUES (true, $1, $1)"
+            " ON CONFLICT (one) DO UPDATE SET version = excluded.version",
+            number,
         )
-        row = await connection.fetchrow("SELECT version, min_version FROM schema_version")
-        version, min_version = row if row is not None else (0, 0)
-        if version > len(migrations) >= min_version:
-            return  # a newer server has added columns that this one does not need
-        for number, script in pending_scripts(version, migrations):
-            await connection.execute(script)
-            await connection.execute(
-                "INSERT INTO schema_version (one, version, min_version) VALUES (true, $1, $1)"
-                " ON CONFLICT (one) DO UPDATE SET version = excluded.version",
-                number,
-            )

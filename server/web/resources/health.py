@@ -121,6 +121,6 @@ async def get_health(request: web.Request) -> Health:
 async def get_readiness(request: web.Request) -> Ready:
     context = context_of(request)
     health = context.health
-    if not (health.ready and health.has_lease) or context.supervisor.failure is not None:
+    if not (health.ready and health.is_in_cluster) or context.supervisor.failure is not None:
         raise draining()
     return Ready()

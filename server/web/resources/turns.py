@@ -22,6 +22,7 @@ from ...validation import ClientId
 from ..context import (
     CREDENTIAL,
     LOGGED_TURN_INDEX,
+    PROMPT_ID,
     REQUEST_ID,
     app_name_of,
     context_of,
@@ -186,6 +187,7 @@ async def prompt_session(
     # Bytes of a header that are not UTF-8 arrive as unpaired surrogates.
     if key is not None and re.search("[\ud800-\udfff]", key):
         raise bad_request("Idempotency-Key: must be UTF-8")
+    key = request.get(PROMPT_ID) if key is None else key
     if (continued := continued_turn(request)) is None:
         accepted = await _accept_prompt(request, session, body, key)
         is_steered = accepted.is_steered if body.steer or accepted.is_steered else None

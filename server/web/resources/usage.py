@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import datetime
 import re
-import time
 from typing import Annotated, Any, Literal
 
 import msgspec
@@ -110,7 +109,7 @@ async def _rows(
     by: Grouping,
     app_name: str | None,
 ) -> list[dict[str, Any]]:
-    now = time.time()
+    now = context_of(request).sessions.clock()
     until = now + 1 if query.until is None else _moment("to", query.until, is_end=True)
     since = until - DEFAULT_SECS if query.since is None else _moment("from", query.since)
     return await context_of(request).usage.sums(since=since, until=until, by=by, app_name=app_name)
