@@ -50,13 +50,14 @@ from .web.gauges import register_gauges
 from .web.health import HealthMonitor
 from .web.middleware import add_common_headers, error_middleware
 from .web.node_link import node_middleware
-from .web.node_parts import connect_beats, enter_cluster, make_node, share_accounts
+from .web.node_parts import connect_beats, enter_cluster, growth_of, make_node, share_accounts
 from .web.request_body import BODY_READER, BodyReader
 from .web.request_spans import tracing_middleware
 from .web.resources import add_resources
 from .web.responses import set_server_header
 from .web.sse import STREAM_KEEP_ALIVE_SECS
 from .web.waits import CONTINUED
+from .wiring.backend_start import begin_start
 from .wiring.links import connect_tokens, resume_removals
 from .wiring.loops import start_loops
 from .wiring.reloads import (
@@ -175,7 +176,10 @@ class _Server:
         queries, writer = await self._start_storage(stack)
         tokens = await self._load_tokens(stack, queries, writer)
         await tokens.connect_sandbox(self._app[SANDBOX])
-        backend = await self._start_backend(stack, writer, tokens)
+        backend = self._make_backend(writer, tokens)
+        starting = begin_start(stack, backend, self._settings.default_agent)
+        if self._inherited is not None:
+            await starting  # the sessions continue with its agents
         parts = self._settings, queries, writer, self._metrics, backend, self._clock
         cluster = make_node(self._engine, self._supervisor)
         sessions = SessionRegistry(*parts, accounts=tokens.accounts, cluster=cluster)
@@ -194,7 +198,7 @@ class _Server:
         await resume_removals(sessions, files, search)
         sockets = Hub(self._settings)
         connect_tokens(tokens, sockets, sessions, jobs, outbox)
-        health = self._make_health(backend)
+        health = self._make_health()
         storage = ReloadableStorage(writer, tokens, lock)
         storage.is_ready = lambda: health.ready and runner.is_idle and jobs.is_idle
         context = ServerContext(
@@ -220,7 +224,7 @@ class _Server:
             reloader=self._set_carriers(stack, sockets, sessions.reloadable, backend, storage),
             stream_keep_alive_secs=self._stream_keep_alive_secs,
         )
-        await self._open(stack, context, writer, backend)
+        await self._open(stack, context, writer, backend, starting)
 
     async def _open(
         self,
@@ -228,19 +232,21 @@ class _Server:
         context: ServerContext,
         writer: DatabaseWriter,
         backend: AgentBackend,
+        starting: asyncio.Task[None],
     ) -> None:
-        """Serve requests with the started parts."""
+        """Serve requests with the started parts, once the backend has started as well."""
         self._app[CONTEXT] = context
         register_gauges(context, writer)
         restarts = "host_restarts", "Restarts of the acpx host", lambda: backend.restarts
         self._metrics.add_counter(*restarts)
         start_loops(stack, context, writer)
         await enter_cluster(stack, self._engine, self._app, context)
+        await starting
+        context.health.acpx_version = backend.versions["acpx"]
         context.health.ready = self._supervisor.failure is None
 
-    def _make_health(self, backend: AgentBackend) -> HealthMonitor:
+    def _make_health(self) -> HealthMonitor:
         health = HealthMonitor(self._settings.claude_bin, environ=self._agent_environ)
-        health.acpx_version = backend.versions["acpx"]
         health.engine = self._engine
         return health
 
@@ -307,8 +313,8 @@ class _Server:
         def busy() -> set[int]:
             return {session.row.n for session in sessions.cached.values() if session.is_busy}
 
-        commits = (lambda: sessions.writer.commits) if self._engine is None else None
-        return Indexer(index, queries, GrowthQueries(self._database), busy, commits)
+        growth = growth_of(sessions.cluster, sessions.writer)
+        return Indexer(index, queries, GrowthQueries(self._database), busy, growth)
 
     async def _load_tokens(
         self, stack: contextlib.AsyncExitStack, queries: Queries, writer: DatabaseWriter
@@ -330,19 +336,12 @@ class _Server:
         restore_tickets(tokens, self._inherited)
         return tokens
 
-    async def _start_backend(
-        self, stack: contextlib.AsyncExitStack, writer: DatabaseWriter, tokens: TokenRegistry
-    ) -> AgentBackend:
+    def _make_backend(self, writer: DatabaseWriter, tokens: TokenRegistry) -> AgentBackend:
         settings, sandbox = self._settings, self._app[SANDBOX]
         about = settings, self._environ, writer, self._supervisor
         backend = make_backend(*about, sandbox=sandbox, inherited=self._inherited)
         backend.environ_of = tokens.environ_of
         connect_beats(self._engine, backend)
-        await backend.start()
-        stack.push_async_callback(backend.stop)
-        known = [info.name for info in await backend.agents()]
-        if self._settings.default_agent not in (None, *known):
-            raise StartError(f"CLAWDFORGE_DEFAULT_AGENT: must be one of {', '.join(known)}")
         return backend
 
     async def _start_runner(

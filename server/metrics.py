@@ -6,6 +6,7 @@ An observation costs a microsecond, so there is one per turn or commit, and none
 from __future__ import annotations
 
 import asyncio
+import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from functools import partial
 
@@ -18,7 +19,10 @@ from .errors import ErrorCode
 from .tracing import Tracer
 
 METRIC_PREFIX = "clawdforge_"
-LAG_PAUSE_SECS = 0.1
+LAG_PAUSE_SECS, IDLE_LAG_PAUSE_SECS = 0.1, 1.0
+"""Between two measurements of the event loop's delay, while the server is busy or idle."""
+BUSY_SHARE = 0.05
+"""The event loop is busy above this share of a processor."""
 
 OUTCOMES = {*ErrorCode, "end_turn", "max_tokens", "max_turn_requests", "refusal", "cancelled"}
 """The outcomes of turns. Unknown stop reasons count as ``other``, to bound the cardinality."""
@@ -100,10 +104,13 @@ class Metrics:
     async def watch_loop(self) -> None:
         """Measure the delay of the event loop, until the task is cancelled."""
         loop = asyncio.get_running_loop()
+        pause = LAG_PAUSE_SECS
         while True:
-            due = loop.time() + LAG_PAUSE_SECS
-            await asyncio.sleep(LAG_PAUSE_SECS)
+            due, spent = loop.time() + pause, time.thread_time()
+            await asyncio.sleep(pause)
             self.loop_lag.observe(max(0.0, loop.time() - due))
+            is_busy = time.thread_time() - spent > BUSY_SHARE * pause
+            pause = LAG_PAUSE_SECS if is_busy else min(2 * pause, IDLE_LAG_PAUSE_SECS)
 
     def render(self) -> tuple[bytes, str]:
         """The metrics as text, and its content type."""

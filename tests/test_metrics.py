@@ -8,10 +8,12 @@ import re
 import time
 from collections.abc import Iterator
 from typing import Any
+from unittest import mock
 
 import pytest
 from prometheus_client.parser import text_string_to_metric_families
 
+from server import metrics as metrics_module
 from server.metrics import Metrics
 
 from .conftest import Serve
@@ -127,6 +129,25 @@ async def test_blocked_event_loop_is_measured() -> None:
     await eventually("the lag", lambda: lags(metrics)["clawdforge_event_loop_lag_seconds_count"])
     watch.cancel()
     assert lags(metrics)["clawdforge_event_loop_lag_seconds_sum"] >= 0.1
+
+
+async def test_event_loop_is_measured_more_rarely_while_it_is_idle(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    spent = iter([0, 0, 0, 0, 0, 0, 0, 0, 0, 0.5, 0.5, 0.5])  # before and after each pause
+    pauses: list[float] = []
+
+    async def sleep(secs: float) -> None:
+        pauses.append(secs)
+        if len(pauses) == 6:
+            raise asyncio.CancelledError
+
+    monkeypatch.setattr(metrics_module, "time", mock.Mock(thread_time=lambda: next(spent)))
+    loops = mock.Mock(sleep=sleep, get_running_loop=asyncio.get_running_loop)
+    monkeypatch.setattr(metrics_module, "asyncio", loops)
+    with pytest.raises(asyncio.CancelledError):
+        await Metrics().watch_loop()
+    assert pauses == [0.1, 0.2, 0.4, 0.8, 1.0, 0.1]
 
 
 def lags(metrics: Metrics) -> dict[str, float]:

@@ -8,6 +8,7 @@ from collections.abc import Awaitable, Callable, Iterable, Sequence
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from ..errors import Error, ErrorCode
+from ..storage.growth import NEWEST
 from ..storage.schema import LogRow, Statement
 from ..storage.shared_limits import free_session
 from ..tasks import Supervisor
@@ -50,7 +51,8 @@ _LOOK = (
     " ' ' ORDER BY name)) FROM tokens),"
     " (SELECT md5(string_agg(id, ' ' ORDER BY id)) FROM shares),"
     " (SELECT md5(string_agg(CAST(one AS TEXT), ' ' ORDER BY app_name)) FROM webhooks AS one),"
-    " (SELECT md5(string_agg(CAST(one AS TEXT), ' ' ORDER BY id)) FROM push_subscriptions AS one)]"
+    " (SELECT md5(string_agg(CAST(one AS TEXT), ' ' ORDER BY id)) FROM push_subscriptions AS one)],"
+    f" {NEWEST['postgresql']}"
     " FROM (SELECT array_agg(id) AS ids, array_agg(has_work) AS works"
     f" FROM (SELECT id, {_UNFINISHED} AS has_work FROM sessions WHERE owner = ?1) AS own) AS owned"
 )
@@ -108,6 +110,7 @@ class ClusterNode:
         on_nodes: called after a beat has found which nodes there are.
         on_digest: called with the digest of each :meth:`look`.
         find_nodes: reads which nodes there are, and calls :meth:`note_nodes`.
+        growth: changes when the log has new rows, or there are new sessions; of the last look.
         free_slots: returns the free slots of this node.
         is_draining: this node takes no sessions any more.
     """
@@ -132,6 +135,7 @@ class ClusterNode:
         self.on_entries: Callable[[LogRow], None] = lambda row: None
         self.on_nodes: Callable[[], None] = lambda: None
         self.on_digest: Callable[[tuple[object, ...]], None] = lambda digest: None
+        self.growth: tuple[object, ...] = ()
         self.on_event: dict[str, Callable[[str], None]] = {}
         self.find_nodes: Callable[[], Awaitable[None]] = _find_none
         self.bus = Bus(engine, number, supervisor, secret)
@@ -251,7 +255,8 @@ class ClusterNode:
         It depends only on the tables, so it finds what another node has left half done.
         """
         [row] = await self.engine.fetch(_LOOK, (self._number,))
-        has_messages, has_orphans, ids, works, waiting, digest = row
+        has_messages, has_orphans, ids, works, waiting, digest, *newest = row
+        self.growth = tuple(newest)
         if has_messages:
             self.bus.look()
         found = ClusterState(

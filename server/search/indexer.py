@@ -16,8 +16,6 @@ from .index import Hit, SearchIndex
 logger = logging.getLogger(__name__)
 
 INTERVAL_SECS = 0.5
-SHARED_INTERVAL_SECS = 1.0
-"""The interval if other servers write as well, so that each round is a query."""
 PAGE_BYTES = 256 << 10
 SEARCH_WAIT_SECS = 10
 """The longest time that a search waits for the searches of other apps."""
@@ -35,7 +33,8 @@ class Indexer:
     Args:
         queries, growth: of the main database.
         busy: returns the numbers of the sessions that run a turn. They are indexed afterwards.
-        commits: returns the number of commits of this server; None if others write as well.
+        growth_value: returns a value that changes with new rows of the log and new sessions.
+        interval: seconds between two rounds.
     """
 
     def __init__(
@@ -44,14 +43,15 @@ class Indexer:
         queries: Queries,
         growth: GrowthQueries,
         busy: Callable[[], Collection[int]],
-        commits: Callable[[], int] | None,
+        growth_value: Callable[[], object],
+        interval: float = INTERVAL_SECS,
     ) -> None:
         self._index = index
         self._queries = queries
         self._growth = growth
         self._busy = busy
-        self._commits = commits
-        self._interval = SHARED_INTERVAL_SECS if commits is None else INTERVAL_SECS
+        self._growth_value = growth_value
+        self._interval = interval
         self._last_log_row = 0
         self._last_session = 0
         self._due: set[int] = set()
@@ -60,13 +60,12 @@ class Indexer:
     async def run(self) -> None:
         """Index forever. After a failure of a database it begins again."""
         await self._find_missing()
-        seen: int | None = None
+        seen: object = None
         is_behind = True
         while True:
-            commits = self._commits() if self._commits is not None else None
-            if is_behind or commits is None or commits != seen:
+            if (value := self._growth_value()) != seen or is_behind:
                 is_behind = await self.update()
-                seen = commits
+                seen = value
             await asyncio.sleep(self._interval)
 
     async def update(self) -> bool:

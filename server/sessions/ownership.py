@@ -29,7 +29,7 @@ takes effect within a second."""
 PROOF_ROUNDS = 3
 """The connection for notifications is tried once in so many rounds."""
 LOOK_UPS_AT_ONCE = 8
-COUNT_SECS = 2.0
+COUNT_SECS = 4.0
 WAITING = "waiting"
 """The event that tells the other nodes of released sessions in which turns wait."""
 

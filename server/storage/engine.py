@@ -220,6 +220,9 @@ async def join_cluster(
 
     driver = database.driver
     assert isinstance(driver, PostgresDriver)
+    # Open the connections at once, and not one after the other.
+    pulse = driver.pulse("SELECT 1", (), timeout=LATE_SHARE * settings.lease_secs)
+    await asyncio.gather(driver.fetch("SELECT 1", ()), driver.change("SELECT 1"), pulse)
     table = NodeTable(driver)
     name, folder = node_name(settings), DataDir.of(settings).path
     await check_shared_folder(database, folder, name, settings.lease_secs)

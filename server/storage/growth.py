@@ -23,6 +23,13 @@ _GROWTH: Mapping[Engine, str] = {
 }
 
 
+NEWEST: Mapping[Engine, str] = {
+    engine: f"({last_row}), (SELECT coalesce(max(n), 0) FROM sessions)"
+    for engine, last_row in _LAST_ROW.items()
+}
+"""The columns with the number of the last row of the log, and that of the newest session."""
+
+
 class GrowthQueries:
     """The reads of the database that the full-text index needs. *session* is a number.
 
@@ -67,10 +74,8 @@ class GrowthQueries:
 
     async def newest(self) -> tuple[int, int]:
         """The number of the last row of the log, and that of the newest session."""
-        [(row, session)] = await self._database.fetch(
-            f"SELECT ({_LAST_ROW[self._database.engine]}),"
-            " (SELECT coalesce(max(n), 0) FROM sessions)"
-        )
+        query = f"SELECT {NEWEST[self._database.engine]}"
+        [(row, session)] = await self._database.fetch(query)
         return int(row), int(session)
 
     async def log_heads(self) -> dict[int, int]:

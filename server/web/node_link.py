@@ -132,6 +132,7 @@ class NodeLink:
         self.node = node
         self._name = f"\0clawdforge-link-{os.getpid()}-{secrets.token_hex(8)}"
         self._secret = secrets.token_hex(16)
+        self._is_listening = asyncio.Event()
         node.channels.servers[FORWARD] = self._serve
 
     # On the node that the client reached
@@ -143,6 +144,7 @@ class NodeLink:
             listening_socket.bind(self._name)
             site = web.SockSite(runner, listening_socket)
             await site.start()
+            self._is_listening.set()
             try:
                 yield
             finally:
@@ -252,6 +254,7 @@ class NodeLink:
         headers = CIMultiDict(origin.headers)
         about = msgspec.json.encode(msgspec.structs.replace(origin, headers=[], target=""))
         headers["X-Clawdforge-Link"] = f"{self._secret} {about.decode()}"
+        await self._is_listening.wait()  # the server may be starting
         connector = aiohttp.UnixConnector(self._name, force_close=True)
         async with (
             aiohttp.ClientSession(

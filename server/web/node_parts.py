@@ -72,6 +72,13 @@ def make_node(engine: SharedEngine | None, supervisor: Supervisor) -> Cluster:
     )
 
 
+def growth_of(cluster: Cluster, writer: DatabaseWriter) -> Callable[[], object]:
+    """Return a function whose value changes when the log of the database has grown."""
+    if isinstance(cluster, ClusterNode):
+        return lambda: cluster.growth
+    return lambda: writer.commits
+
+
 def connect_beats(engine: SharedEngine | None, backend: Backend) -> None:
     """Let the agents of a node run only while its lease is renewed."""
     if engine is None or not isinstance(backend, HostBackend):
