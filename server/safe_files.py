@@ -21,6 +21,8 @@ from typing import BinaryIO, cast
 _FOLDER = os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC
 _FILE = os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC
 """Without ``O_NONBLOCK`` opening a named pipe would block."""
+MAX_NAMED = 4096
+"""The length of the paths that errors name."""
 
 
 @contextlib.contextmanager
@@ -139,39 +141,42 @@ def _empty(top: int, path: Path) -> None:
     The content of a folder is moved up before the folder is removed, so deeply nested folders
     exhaust neither descriptors nor the stack.
     """
-    failures: list[OSError] = []
+    failure: list[OSError] = []
     prefix = f".{secrets.token_hex(8)}"
     number = itertools.count()
-    waiting = [(name, path / name) for name in os.listdir(top)]
+    waiting = [(name, f"{path}/{name}") for name in os.listdir(top)]
     while waiting:
         name, original = waiting.pop()
-        with _collecting_error(failures, original):
+        with _keeping_first(failure, original):
             if not _is_folder(name, top):
                 os.unlink(name, dir_fd=top)
                 continue
             with _unlocked(name, top) as descriptor:
                 for child in os.listdir(descriptor):  # noqa: PTH208
-                    with _collecting_error(failures, original / child):
+                    # Not the whole path: the time would grow with the square of the depth.
+                    below = f"{original}/{child}" if len(original) < MAX_NAMED else original
+                    with _keeping_first(failure, below):
                         if _is_folder(child, descriptor):
                             moved = f"{prefix}-{next(number)}"
                             _move(child, descriptor, moved, top)
-                            waiting.append((moved, original / child))
+                            waiting.append((moved, below))
                         else:
                             os.unlink(child, dir_fd=descriptor)
             os.rmdir(name, dir_fd=top)
-    if failures:
-        raise failures[0]
+    if failure:
+        raise failure[0]
 
 
 @contextlib.contextmanager
-def _collecting_error(failures: list[OSError], path: Path) -> Iterator[None]:
+def _keeping_first(failure: list[OSError], path: str) -> Iterator[None]:
     try:
         yield
     except FileNotFoundError:
         pass  # another process has removed it
     except OSError as error:
-        error.filename, error.filename2 = str(path), None
-        failures.append(error)
+        if not failure:
+            error.filename, error.filename2 = path, None
+            failure.append(error)
 
 
 def _move(name: str, parent: int, target: str, target_parent: int) -> None:

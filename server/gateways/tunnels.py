@@ -123,4 +123,9 @@ class Tunnels:
             raise ValueError("not the secret of a session")
         await until_readable(connection.fileno())
         _, descriptors, _, _ = socket.recv_fds(connection, 1, MAX_LISTENERS)
-        return [socket.socket(fileno=descriptor) for descriptor in descriptors]
+        with contextlib.ExitStack() as received:
+            for descriptor in descriptors:
+                received.callback(os.close, descriptor)
+            listeners = [socket.socket(fileno=descriptor) for descriptor in descriptors]
+            received.pop_all()
+        return listeners

@@ -108,6 +108,9 @@ class ClaudeProgram:
         try:
             sandbox, chosen = self._sandbox.of(spec.owner), {name: environ[name] for name in own}
             plan = await asyncio.to_thread(sandbox.plan, spec, chosen, [folder.path])
+            plan["program"] = [
+                path
+            ]  # other arguments are the client's: a system prompt may be a path
         except FolderError as error:
             raise unusable_folder(str(error)) from None
         program = await self._programs.start(

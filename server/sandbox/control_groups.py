@@ -3,9 +3,11 @@
 This needs cgroups v2 and a group that was delegated to the server, as systemd does for a unit with
 ``Delegate=``. The kernel divides the CPU equally between groups with the same parent::
 
-    the delegated group/server             the server, which moves itself there
-    the delegated group/apps/APP/SESSION   a session's programs, put there by their launchers
+    the delegated group/server          the server, which moves itself there
+    the delegated group/apps/APP/HASH   a session's programs, put there by their launchers
 
+Agents can see the groups. So those of sessions are named by a hash of their ids, which are a part
+of the paths of their folders.
 Only a group that systemd marks as delegated is used: to divide any other would disturb its owner.
 """
 
@@ -30,6 +32,7 @@ UNOWNED_GROUP = "none"
 """The group of agents that have no app yet."""
 MAX_GROUP_NAME = 200
 """Characters of a folder's name. A longer name of an app is replaced by its hash."""
+MOVES = 10
 
 
 class ControlGroups:
@@ -73,24 +76,41 @@ class ControlGroups:
         return found
 
     def plan(self, owner: str, key: str) -> dict[str, Any]:
-        """The part of a launcher's plan that names the group of a session. Blocking."""
-        app = self._app(owner)
-        with contextlib.suppress(OSError):
-            _remove_empty(app)
+        """The part of a launcher's plan that names the group of a session."""
         return {
-            "folder": str(app / key),
+            "folder": str(self._group(owner, key)),
             "controllers": self._controllers,
             "processes": self._processes,
         }
 
     def move(self, key: str, owner: str, new_owner: str) -> None:
         """Move the programs of a session to the group of another app."""
-        old = self._app(owner) / key
+        old, plan = self._group(owner, key), self.plan(new_owner, key)
         try:
-            for pid in (old / "cgroup.procs").read_text("ascii").split():
-                join_group(self.plan(new_owner, key), int(pid))
+            for _ in range(MOVES):  # a program may start another one meanwhile
+                pids = (old / "cgroup.procs").read_text("ascii").split()
+                for pid in pids:
+                    with contextlib.suppress(ProcessLookupError):
+                        join_group(plan, int(pid))
+                if not pids:
+                    return
         except OSError as error:
             logger.warning("session %s: its programs stay in the group %s: %s", key, old, error)
+
+    def remove_empty(self) -> None:
+        """Remove the groups of sessions without programs, and of apps without sessions. Blocking.
+
+        The kernel refuses it for others.
+        """
+        with contextlib.suppress(OSError):
+            for app in self._apps.iterdir():
+                if app.is_dir():
+                    for group in [*filter(Path.is_dir, app.iterdir()), app]:
+                        with contextlib.suppress(OSError):
+                            group.rmdir()
+
+    def _group(self, owner: str, key: str) -> Path:
+        return self._app(owner) / hashlib.sha256(key.encode()).hexdigest()[:32]
 
     def _app(self, owner: str) -> Path:
         if not owner:
@@ -137,11 +157,3 @@ def _move_all(folder: Path, target: Path) -> None:
 def _enable(folder: Path, controllers: list[str]) -> None:
     wanted = " ".join(f"+{name}" for name in controllers)
     (folder / "cgroup.subtree_control").write_text(wanted, "ascii")
-
-
-def _remove_empty(app: Path) -> None:
-    """Remove the groups of sessions that have no processes; the kernel refuses it for others."""
-    for group in app.iterdir():
-        if group.is_dir():
-            with contextlib.suppress(OSError):
-                group.rmdir()

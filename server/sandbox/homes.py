@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import errno
 import fcntl
 import os
 import stat
@@ -76,7 +77,7 @@ class SandboxFolders:
             safe_files.folder(*self._data_dir.split(self.home(source))) as original,
             safe_files.folder(*self._data_dir.split(self.home(target)), make=True) as copy,
         ):
-            _copy_tree(original, copy)
+            _TreeCopy(copy).run(original)
 
     def add_files(self, key: str, paths: Sequence[Path]) -> list[Path]:
         """Copy uploaded files into the session's folder of files. Blocking.
@@ -116,28 +117,53 @@ class SandboxFolders:
         return copy
 
 
-def _copy_tree(source: int, target: int, depth: int = 0) -> None:
-    """Copy the content of one folder, given by its descriptor, to another that may have content."""
-    for name in os.listdir(source):
-        if name in CACHES or depth > MAX_HOME_DEPTH:
-            continue
-        with contextlib.suppress(FileNotFoundError, FileExistsError):
-            mode = os.stat(name, dir_fd=source, follow_symlinks=False).st_mode
-            if stat.S_ISLNK(mode):
-                os.symlink(os.readlink(name, dir_fd=source), name, dir_fd=target)
-            elif stat.S_ISDIR(mode):
-                with contextlib.suppress(FileExistsError):
-                    os.mkdir(name, 0o700, dir_fd=target)
-                with _subfolder(name, source) as below, _subfolder(name, target) as copy:
-                    _copy_tree(below, copy, depth + 1)
-            elif stat.S_ISREG(mode):
-                flags = os.O_WRONLY | os.O_CREAT | os.O_EXCL
-                with (
-                    safe_files.open_file(name, source) as original,
-                    safe_files.open_file(name, target, flags) as file,
-                ):
-                    _copy(original.fileno(), file.fileno())
-                    os.fchmod(file.fileno(), stat.S_IMODE(mode) & 0o700)
+class _TreeCopy:
+    """A copy of a folder, of which an agent may have made a trap.
+
+    A file with several names is copied once, and holes of files stay holes: the copy of neither
+    occupies more space than the original.
+
+    Args:
+        target: the descriptor of the folder that becomes the copy.
+    """
+
+    def __init__(self, target: int) -> None:
+        self._target = target
+        self._copied: dict[tuple[int, int], tuple[str, ...]] = {}
+
+    def run(self, source: int) -> None:
+        self._copy(source, self._target, ())
+
+    def _copy(self, source: int, target: int, names: tuple[str, ...]) -> None:
+        for name in os.listdir(source):
+            if name in CACHES or len(names) > MAX_HOME_DEPTH:
+                continue
+            with contextlib.suppress(FileNotFoundError, FileExistsError):
+                mode = os.stat(name, dir_fd=source, follow_symlinks=False).st_mode
+                if stat.S_ISLNK(mode):
+                    os.symlink(os.readlink(name, dir_fd=source), name, dir_fd=target)
+                elif stat.S_ISDIR(mode):
+                    with contextlib.suppress(FileExistsError):
+                        os.mkdir(name, 0o700, dir_fd=target)
+                    with _subfolder(name, source) as below, _subfolder(name, target) as copy:
+                        self._copy(below, copy, (*names, name))
+                elif stat.S_ISREG(mode):
+                    self._copy_file(source, target, name, names)
+
+    def _copy_file(self, source: int, target: int, name: str, names: tuple[str, ...]) -> None:
+        with safe_files.open_file(name, source) as original:
+            found = os.fstat(original.fileno())
+            identity = found.st_dev, found.st_ino
+            if (first := self._copied.get(identity)) is not None:
+                with _below(self._target, first[:-1]) as folder:
+                    os.link(first[-1], name, src_dir_fd=folder, dst_dir_fd=target)
+                return
+            flags = os.O_WRONLY | os.O_CREAT | os.O_EXCL
+            with safe_files.open_file(name, target, flags) as file:
+                _copy(original.fileno(), file.fileno())
+                os.fchmod(file.fileno(), stat.S_IMODE(found.st_mode) & 0o700)
+            if found.st_nlink > 1:
+                self._copied[identity] = (*names, name)
 
 
 @contextlib.contextmanager
@@ -151,11 +177,42 @@ def _subfolder(name: str, parent: int) -> Iterator[int]:
         os.close(descriptor)
 
 
+@contextlib.contextmanager
+def _below(parent: int, names: Sequence[str]) -> Iterator[int]:
+    """The descriptor of a folder some levels below *parent*."""
+    with contextlib.ExitStack() as stack:
+        for name in names:
+            parent = stack.enter_context(_subfolder(name, parent))
+        yield parent
+
+
 def _copy(source: int, target: int) -> None:
+    """Copy the content of a file, without its holes."""
     try:
         fcntl.ioctl(target, FICLONE, source)
+        return
     except OSError:
-        while data := os.read(source, COPY_BYTES):
+        pass
+    size = os.fstat(source).st_size
+    start = _seek(source, 0, os.SEEK_DATA, size)
+    while start < size:
+        end = _seek(source, start, os.SEEK_HOLE, size)
+        os.lseek(source, start, os.SEEK_SET)
+        os.lseek(target, start, os.SEEK_SET)
+        while start < end and (data := os.read(source, min(COPY_BYTES, end - start))):
             view = memoryview(data)
             while view:
                 view = view[os.write(target, view) :]
+            start += len(data)
+        start = _seek(source, end, os.SEEK_DATA, size)
+    os.ftruncate(target, min(size, os.fstat(source).st_size))
+
+
+def _seek(file: int, start: int, whence: int, size: int) -> int:
+    """The position of the next data or the next hole of a file; *size* after its end."""
+    try:
+        return os.lseek(file, start, whence)
+    except OSError as error:
+        if error.errno != errno.ENXIO:
+            raise
+        return size

@@ -17,7 +17,8 @@ SYSTEM = (
 )
 """The folders of the system and of installed programs."""
 PROCESSES = "/proc"
-SYSTEM_INFO = ("/sys/devices/system/cpu", "/sys/devices/system/node", "/sys/fs/cgroup")
+CONTROL_GROUPS = "/sys/fs/cgroup"
+SYSTEM_INFO = ("/sys/devices/system/cpu", "/sys/devices/system/node", CONTROL_GROUPS)
 KERNEL_SETTINGS = (
     *("/proc/sys", "/proc/sysrq-trigger", "/proc/irq", "/proc/bus", "/proc/fs", "/proc/acpi"),
     *("/proc/scsi", "/proc/mtrr", "/proc/asound", "/proc/driver"),

@@ -1,4 +1,4 @@
-"""The files that a program needs to run. Needs only the standard library."""
+"""The files that a program needs to run, and their mounts. Needs only the standard library."""
 
 from __future__ import annotations
 
@@ -6,7 +6,8 @@ import os
 
 TYPE_CHECKING = False  # type checkers know this name; importing `typing` takes time
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Iterator, Sequence
+    from collections.abc import Iterable, Iterator, Mapping, Sequence
+    from typing import Any
 
 
 def program_paths(argv: Sequence[str], path: str | None) -> list[str]:
@@ -98,3 +99,35 @@ def _interpreter_of(file: str) -> str | None:
         return None
     words = line[2:].split() if line.startswith(b"#!") else []
     return os.fsdecode(words[0]) if words and words[0].startswith(b"/") else None
+
+
+# bubblewrap.
+
+
+def uncovered(paths: Iterable[str], plan: Mapping[str, Any]) -> Iterator[str]:
+    """The *paths* that no other one contains, unless a hidden folder lies between them."""
+    granted: set[str] = set()
+    for path in sorted(paths, key=lambda path: path.count("/")):
+        around = path
+        while around not in granted and around not in plan["hidden"] and len(around) > 1:
+            around = os.path.dirname(around)
+        if around not in granted:
+            granted.add(path)
+            yield path
+
+
+def mount_of(path: str) -> list[str]:
+    """The options by which bubblewrap mounts a readable path."""
+    if os.path.islink(path):
+        return ["--symlink", os.readlink(path), path]
+    real = os.path.realpath(path)
+    if real == path:
+        return ["--ro-bind-try", path, path]
+    return ["--ro-bind-try", real, real, "--ro-bind-try", real, path]
+
+
+def mask_of(path: str) -> list[str]:
+    """The options by which bubblewrap hides a path."""
+    if os.path.isdir(path):  # which the program can pass through and not list
+        return ["--perms", "0111", "--tmpfs", path]
+    return ["--ro-bind", "/dev/null", path] if os.path.exists(path) else []

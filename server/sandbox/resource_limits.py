@@ -11,7 +11,8 @@ if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
     from typing import Any
 
-PRLIMIT = "/usr/bin/prlimit"
+PRLIMIT, ENV = "/usr/bin/prlimit", "/usr/bin/env"
+LINKER_VARIABLES = ("GCONV_PATH", "GLIBC_TUNABLES", "LOCPATH", "NLSPATH")
 
 
 def apply(limits: Mapping[str, int]) -> None:
@@ -34,13 +35,14 @@ def join_group(group: Mapping[str, Any], pid: int = 0) -> None:
     folder = group["folder"]
     for _ in range(3):
         try:
-            app = os.path.dirname(folder)
-            if not os.path.isdir(app):
+            if not os.path.isdir(folder):
+                app = os.path.dirname(folder)
                 os.makedirs(app, exist_ok=True)
+                # Also if it exists: another launcher may have made it just now.
                 _write_group(
                     app, "cgroup.subtree_control", " ".join("+" + x for x in group["controllers"])
                 )
-            os.makedirs(folder, exist_ok=True)
+                os.makedirs(folder, exist_ok=True)
             if group["processes"]:
                 _write_group(folder, "pids.max", str(group["processes"]))
             _write_group(folder, "cgroup.procs", str(pid))
@@ -62,6 +64,21 @@ def _limit(kind: int, value: int) -> None:
     _, hard = resource.getrlimit(kind)
     if value and (hard == resource.RLIM_INFINITY or value < hard):
         resource.setrlimit(kind, (value, value))
+
+
+def without_linker(
+    argv: Sequence[str], environ: Mapping[str, str]
+) -> tuple[Sequence[str], Mapping[str, str]]:
+    """Leave out the variables by which a library would get into the steps before a program.
+
+    Returns:
+        The arguments, by which the program gets those variables nevertheless, and the others.
+    """
+    names = [name for name in environ if name.startswith("LD_") or name in LINKER_VARIABLES]
+    if not names:
+        return argv, environ
+    values = [f"{name}={environ[name]}" for name in names]
+    return [ENV, *values, *argv], {k: v for k, v in environ.items() if k not in names}
 
 
 def before_program(plan: Mapping[str, Any], argv: Sequence[str]) -> tuple[Sequence[str], list[int]]:

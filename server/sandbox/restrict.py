@@ -7,7 +7,9 @@ step. The server makes the plan (:meth:`server.sandbox.sandbox.Sandbox.plan`); i
 ``cwd``         ``[top, path below it]``, opened without following links
 ``own``         ``[[top, path below it, is_writable], …]``: the folders of the session
 ``read``        paths that may be read and executed
-``write``       paths that may also be written
+``listed``      ``[[path, is_writable], …]``: the operator's folders, opened without following links
+``program``     the arguments that name files of the program itself; by default all: none may be a
+                client's then
 ``private``     paths that a program's own files never open to it, whatever they refer to
 ``hidden``      paths that stay hidden although they are below a readable one (``bwrap``)
 ``devices``     devices that may be read and written (``landlock``)
@@ -188,16 +190,17 @@ def enter(plan: Mapping[str, Any], argv: Sequence[str], environ: Mapping[str, st
         os.execvpe(argv[0], list(argv), environ)
     _close_inherited(keep=cwd)
     # With the PATH of the server: a client may set another for its agent.
-    programs = program_files.program_paths(argv, os.environ.get("PATH"))
+    programs = program_files.program_paths(plan.get("program", argv), os.environ.get("PATH"))
     reads = [*plan["read"], *program_files.without_private(programs, plan.get("private", ()))]
+    listed = [*_open_listed(plan)]
     own = [(open_beneath(top, path), top, path, bool(rw)) for top, path, rw in plan["own"]]
     own.append((cwd, *plan["cwd"], True))
     resource_limits.apply(plan.get("limits", {}))
     if plan["level"] == "bwrap":
-        _enter_bwrap(plan, reads, own, argv, environ)
+        _enter_bwrap(plan, reads, listed, own, argv, environ)
     drop_capabilities()
-    _restrict_files(plan, reads, own)
-    for descriptor, *_ in own:
+    _restrict_files(plan, reads, [*listed, *own])
+    for descriptor, *_ in (*listed, *own):
         os.close(descriptor)
     filter_system_calls(bytes.fromhex(plan["seccomp"]))
     os.execvpe(argv[0], list(argv), environ)
@@ -219,6 +222,15 @@ Own = "tuple[int, str, str, bool]"
 """A folder of the session: its descriptor, its path in two parts, and whether it is writable."""
 
 
+def _open_listed(plan: Mapping[str, Any]) -> Iterator[Any]:
+    """Open the operator's folders, which agents may be able to replace by links."""
+    for path, is_writable in plan.get("listed", ()):
+        try:
+            yield open_beneath("/", path[1:]), "/", path[1:], is_writable
+        except OSError:
+            continue  # it was removed or replaced
+
+
 def _close_inherited(keep: int) -> None:
     """Close the descriptors that the parent passed on, except stdin, stdout and stderr."""
     for number in map(int, os.listdir("/proc/self/fd")):
@@ -233,7 +245,7 @@ def _restrict_files(plan: Mapping[str, Any], reads: Iterable[str], own: Iterable
     version = landlock_version()
     known = FS_RIGHTS[max(key for key in FS_RIGHTS if key <= version)]
     ruleset = _ruleset(version, known, plan)
-    for paths, rights in ((reads, READ), (plan["write"], WRITE), (plan["devices"], DEVICE)):
+    for paths, rights in ((reads, READ), (plan.get("write", ()), WRITE), (plan["devices"], DEVICE)):
         for path in paths:
             try:
                 descriptor = os.open(path, os.O_PATH | os.O_CLOEXEC)
@@ -308,17 +320,19 @@ def filter_system_calls(instructions: bytes) -> None:
 def _enter_bwrap(
     plan: Mapping[str, Any],
     reads: Sequence[str],
+    listed: Sequence[Any],
     own: Sequence[Any],
     argv: Sequence[str],
     environ: Mapping[str, str],
 ) -> NoReturn:
     """Become bubblewrap, which mounts the folders and becomes the program."""
     descriptors = []
-    read_only = set(reads) - set(plan["write"])
-    mounts = [(path, _mount_of(path)) for path in _uncovered(read_only, plan)]
-    mounts += [(path, ["--bind-try", path, path]) for path in plan["write"]]
-    mounts += [(path, _mask_of(path)) for path in plan["hidden"]]
-    for descriptor, top, path, is_writable in own:
+    reads = [*program_files.uncovered(set(reads), plan)]
+    mounts = [(path, program_files.mount_of(path)) for path in reads]
+    masks = [(path, program_files.mask_of(path)) for path in plan["hidden"]]
+    for number, (descriptor, top, path, is_writable) in enumerate((*listed, *own)):
+        if number == len(listed):  # of the same path, the later mount counts
+            mounts += masks
         target = os.path.join(top, path)
         option = "--bind-fd" if is_writable else "--ro-bind-fd"
         mounts.append((target, [option, str(descriptor), target]))
@@ -338,7 +352,8 @@ def _enter_bwrap(
         arguments += ["--remount-ro", path]
     arguments += ["--chdir", os.path.normpath(os.path.join(*plan["cwd"]))]
     arguments += ["--seccomp", str(seccomp), "--clearenv"]
-    for name, value in environ.items():
+    argv, variables = resource_limits.without_linker(argv, environ)
+    for name, value in variables.items():
         arguments += ["--setenv", name, value]
     program, *options = arguments
     file = os.memfd_create("options")  # other users can read a command line
@@ -352,33 +367,6 @@ def _enter_bwrap(
     # bubblewrap itself is not restricted: a client's LD_PRELOAD must not reach it.
     own_environ = {name: environ[name] for name in plan["tags"] if name in environ}
     os.execve(program, [program, "--args", str(file), "--", *argv], own_environ)
-
-
-def _uncovered(paths: Iterable[str], plan: Mapping[str, Any]) -> Iterator[str]:
-    """The *paths* that no other one contains, unless a hidden folder lies between them."""
-    granted: set[str] = set()
-    for path in sorted(paths, key=lambda path: path.count("/")):
-        around = path
-        while around not in granted and around not in plan["hidden"] and len(around) > 1:
-            around = os.path.dirname(around)
-        if around not in granted:
-            granted.add(path)
-            yield path
-
-
-def _mount_of(path: str) -> list[str]:
-    if os.path.islink(path):
-        return ["--symlink", os.readlink(path), path]
-    real = os.path.realpath(path)
-    if real == path:
-        return ["--ro-bind-try", path, path]
-    return ["--ro-bind-try", real, real, "--ro-bind-try", real, path]
-
-
-def _mask_of(path: str) -> list[str]:
-    if os.path.isdir(path):  # which the program can pass through and not list
-        return ["--perms", "0111", "--tmpfs", path]
-    return ["--ro-bind", "/dev/null", path] if os.path.exists(path) else []
 
 
 def main() -> None:

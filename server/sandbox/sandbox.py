@@ -169,7 +169,11 @@ class Sandbox:
         return top, below
 
     def _split(self, cwd: Path) -> tuple[str, str]:
-        for top in (self._data_dir.path, *self.policy.roots):
+        # The outermost root: agents may have replaced one that lies in another one by a link.
+        for top in (
+            self._data_dir.path,
+            *sorted(self.policy.roots, key=lambda root: len(root.parts)),
+        ):
             if cwd.is_relative_to(top) and ".." not in cwd.parts:
                 below = str(cwd.relative_to(top))
                 return str(top), "" if below == "." else below
@@ -223,8 +227,8 @@ class Sandbox:
             "cwd": cwd,
             "own": own,
             "tmp": None if self._needs_tmpfs(spec) else self._below(folders.tmp(spec.key)),
-            "read": self._reads,
-            "write": [str(path) for path in self.policy.write],
+            "read": self._reads if group is None else without_groups(self._reads),
+            "listed": self._listed,
             "private": [str(path) for path in self._hidden],
             "hidden": self._masks if self.level == "bwrap" else [],
             "devices": paths.DEVICES,
@@ -274,26 +278,43 @@ class Sandbox:
     @functools.cached_property
     def _reads(self) -> list[str]:
         """The readable paths outside of the session's folders."""
-        listed = [str(path) for path in self.policy.read]
+        split: list[str] = []
         if self.level == "bwrap":
             system = paths.system_paths(())
             cover = paths.system_paths(self._protected)
         else:
             system = cover = [paths.PROCESSES, *paths.system_paths(self._protected)]
-            listed = [part for path in listed for part in paths.parts_without(path, self._hidden)]
+            around = [path for path in self.policy.read if self._contains_hidden(path)]
+            split = [
+                part for path in around for part in paths.parts_without(str(path), self._hidden)
+            ]
         environ = self.program_environ.passed_on
         programs = paths.installed_programs(environ, self._hidden, self.user_home)
         for argv in self.policy.programs:
             own = program_files.program_paths(argv, self.environ.get("PATH"))
             programs += program_files.without_private(own, [*map(str, self._hidden)])
         more = set(paths.outermost([*cover, *programs, *paths.SYSTEM_INFO])) - set(cover)
-        return [*system, *(path for path in more if os.path.exists(path)), *listed]  # noqa: PTH110
+        return [*system, *(path for path in more if os.path.exists(path)), *split]  # noqa: PTH110
+
+    @functools.cached_property
+    def _listed(self) -> list[tuple[str, bool]]:
+        """The operator's folders; not those of which programs may read only some parts."""
+        parts_only = self.level == "landlock"
+        read = [
+            path
+            for path in self.policy.read
+            if path not in self.policy.write and not (parts_only and self._contains_hidden(path))
+        ]
+        return [(str(p), False) for p in read] + [(str(p), True) for p in self.policy.write]
+
+    def _contains_hidden(self, folder: Path) -> bool:
+        return any(hidden.is_relative_to(folder) for hidden in self._hidden)
 
     @functools.cached_property
     def _masks(self) -> list[str]:
         """The paths that are hidden although they lie in a readable or writable folder."""
-        tops = [*map(Path, self._reads), *self.policy.write, *self.policy.roots]
         granted = {*self.policy.read, *self.policy.write}
+        tops = [*map(Path, self._reads), *granted, *self.policy.roots]
         # Always: their other entries must not even be listed.
         found = [self._data_dir.path, self._data_dir.own_folder()]
         found += [
@@ -326,6 +347,11 @@ class Sandbox:
         if self._needs_tmpfs(spec):
             options += ["--size", str(TMPFS_BYTES), "--tmpfs", "/tmp"]  # noqa: S108
         return options
+
+
+def without_groups(reads: Sequence[str]) -> list[str]:
+    """Leave out the control groups: their names are those of apps."""
+    return [path for path in reads if path != paths.CONTROL_GROUPS]
 
 
 def _own_variables(sandbox: Sandbox, spec: SandboxSpec) -> dict[str, str]:

@@ -27,7 +27,11 @@ _NAMESPACES = 0x7E020000
 """The flags of `clone` that create namespaces."""
 _NEW_TIME_NAMESPACE = 0x80
 _INET, _INET6, _NETLINK, _UNIX = 2, 10, 16, 1
-_TYPE_MASK, _STREAM, _DATAGRAM, _TCP = 0xF, 1, 2, 6
+_TYPE_MASK, _STREAM, _DATAGRAM, _PACKETS, _TCP = 0xF, 1, 2, 5, 6
+_SIBLING = 0x8000
+"""CLONE_PARENT, with which a process would become a child of the process that started its agent."""
+_SET_LEASE, _SET_DELEGATION = 1024, 1040
+"""F_SETLEASE and F_SETDELEG, with which others must wait a minute to open a file."""
 _FAST_OPEN = 0x20000000
 """MSG_FASTOPEN, which connects without asking Landlock."""
 _TERMINAL_INPUT, _TERMINAL_CONSOLE = 0x5412, 0x541C
@@ -92,6 +96,7 @@ _NUMBERS: Mapping[str, tuple[int | None, int | None]] = {
     "ioctl": (16, 29),
     "socket": (41, 198),
     "socketpair": (53, 199),
+    "fcntl": (72, 25),
     "listen": (50, 201),
     "shmget": (29, 194),
     "shmat": (30, 196),
@@ -186,10 +191,12 @@ def build_filter(
         rule(name, _deny(EPERM))
     for name in _MISSING:
         rule(name, _deny(ENOSYS))
-    rule("clone", [_load_argument(0), (_JUMP_SET, 0, 1, _NAMESPACES), *_deny(EPERM), *_allow()])
+    flags = _NAMESPACES | _SIBLING
+    rule("clone", [_load_argument(0), (_JUMP_SET, 0, 1, flags), *_deny(EPERM), *_allow()])
     flags = _NAMESPACES | _NEW_TIME_NAMESPACE
     rule("unshare", [_load_argument(0), (_JUMP_SET, 0, 1, flags), *_deny(EPERM), *_allow()])
     rule("ioctl", _fail_if(1, (_TERMINAL_INPUT, _TERMINAL_CONSOLE), EPERM))
+    rule("fcntl", _fail_if(1, (_SET_LEASE, _SET_DELEGATION), EPERM))
     rule("setrlimit", _fail_if(0, TAG_LIMITS, EPERM))
     rule("prlimit64", _prlimit(own_only=not has_namespaces))
     inet = _internet(tcp_only=tcp_only, datagrams=datagrams)
@@ -197,9 +204,7 @@ def build_filter(
     for name, argument in _MESSAGE_FLAGS if tcp_only else ():
         refused = [(_JUMP_SET, 0, 1, _FAST_OPEN), *_deny(EPERM), *_allow()]
         rule(name, [_load_argument(argument), *refused])
-    if not unix_sockets:
-        # Such a pair could send to any socket that has a name.
-        rule("socketpair", [_load_argument(1), (_AND, 0, 0, _TYPE_MASK), *_deny_if_a(_DATAGRAM)])
+    rule("socketpair", _socketpair(unix_sockets=unix_sockets))
     for name, body in () if has_namespaces else _rules_about_others():
         rule(name, body)
     code += _allow()
@@ -233,9 +238,26 @@ def _fail_if(argument: int, values: tuple[int, ...], number: int) -> Code:
     return [_load_argument(argument), *others, (op, 0, 1, last), *_deny(number), *_allow()]
 
 
-def _deny_if_a(value: int) -> Code:
-    """Refuse the call if the accumulator has that value."""
-    return [(_JUMP_EQUAL, 0, 1, value), *_deny(EACCES), *_allow()]
+def _socketpair(*, unix_sockets: bool) -> Code:
+    """Allow pairs of Unix sockets, perhaps only those that stay connected with each other.
+
+    Every other type is one of datagrams (SOCK_RAW as well), which could be sent to any socket that
+    has a name.
+    """
+    connected: Code = [
+        _load_argument(1),
+        (_AND, 0, 0, _TYPE_MASK),
+        (_JUMP_EQUAL, 2, 0, _STREAM),
+        (_JUMP_EQUAL, 1, 0, _PACKETS),
+        *_deny(EACCES),
+    ]
+    return [
+        _load_argument(0),
+        (_JUMP_EQUAL, 1, 0, _UNIX),
+        *_deny(UNSUPPORTED_FAMILY),
+        *(() if unix_sockets else connected),
+        *_allow(),
+    ]
 
 
 def _fail_unless_zero(argument: int) -> Code:

@@ -65,8 +65,8 @@ def make_sandbox(
         mechanism,
         DataDir.of(settings),
         SandboxPolicy(
-            read=settings.sandbox_read,
-            write=settings.sandbox_write,
+            read=tuple(path.resolve() for path in settings.sandbox_read),
+            write=tuple(path.resolve() for path in settings.sandbox_write),
             programs=tuple(
                 (preset.command, *(preset.args or ()))
                 for preset in settings.mcp_servers.values()

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING
 from .. import safe_files
 from ..data_dir import DataDir
 from ..errors import Error, payload_too_large
-from ..sandbox.disk_usage import bytes_in, size_text
+from ..sandbox.disk_usage import UNMEASURED, bytes_in, size_text
 from ..sandbox.limit_signs import full_file_text
 from .limit_watch import LimitNotices, LimitWatch
 from .turns import CancelCause
@@ -50,6 +50,7 @@ class DiskWatch:
         self._file_bytes = sessions.settings.sandbox_file_mb << 20
         self._data_dir = DataDir(sessions.settings.data_dir)
         self._due: dict[str, float] = {}
+        self._logs: dict[str, tuple[int, int]] = {}
 
     async def run(self) -> None:
         """Measure and look forever."""
@@ -69,6 +70,7 @@ class DiskWatch:
             if session.agent.is_live or session.turns.disk_refusal is not None
         ]
         self._due = {session.id: self._due.get(session.id, 0) for session in sessions}
+        self._logs = {key: known for key, known in self._logs.items() if key in self._due}
         for session in sessions:
             if time.monotonic() >= self._due[session.id]:
                 began = time.monotonic()
@@ -108,14 +110,12 @@ class DiskWatch:
         for path in full[:1]:
             if await asyncio.to_thread(self._is_file_within, Path(path)):
                 self._add_full_notice(session, path)
-        if size <= enough:
+        log_bytes = await self._log_bytes(session) if self._limit else 0
+        if size + log_bytes <= enough or not self._limit:
             session.turns.disk_refusal = None
             return
         is_new = session.turns.disk_refusal is None
-        error = payload_too_large(
-            f"the workspace is over its {size_text(self._limit)}: undo the turn, or delete"
-            " files, and send the prompt again"
-        )
+        error = payload_too_large(_too_large_text(size, log_bytes, self._limit))
         session.turns.disk_refusal = error
         if is_new:
             about = {"session": session.id, "app": session.row.app_name}
@@ -125,6 +125,18 @@ class DiskWatch:
             await session.agent.hibernate(0)
         else:
             await asyncio.to_thread(self._free, session.id)
+
+    async def _log_bytes(self, session: Session) -> int:
+        """The bytes of the session's log. Only what is new is counted."""
+        size, last = self._logs.get(session.id, (0, 0))
+        if session.log.last > last:
+            queries, number = self._sessions.queries, session.row.n
+            more, last = await queries.log_growth(number, last)
+            size += more
+            if size > self._limit:  # entries that were counted may have been packed since
+                size, last = await queries.log_growth(number, 0)
+            self._logs[session.id] = size, last
+        return size
 
     def _is_file_within(self, path: Path) -> bool:
         """Whether no part of a path is a link by now, so that the name is the session's."""
@@ -158,3 +170,13 @@ def _refuse_running(session: Session, error: Error) -> None:
     if turn is not None and not turn.has_ended:
         turn.refusal = error
         session.turns.interrupt(turn, CancelCause.REFUSED, 0)
+
+
+def _too_large_text(size: int, log_bytes: int, limit: int) -> str:
+    """The message for the users of a session that needs too much space."""
+    if log_bytes > limit:
+        return f"the session's log is over its {size_text(limit)}: continue in a new session"
+    reason = f"is over its {size_text(limit)}"
+    if size == UNMEASURED:
+        reason = "has too many files, or too deeply nested ones"
+    return f"the workspace {reason}: undo the turn, or delete files, and send the prompt again"

@@ -59,6 +59,8 @@ class Sweeper:
         sessions.unload_unused()
         sessions.quotas.forget_idle_apps()
         sessions.prewarmer.fill()
+        if (groups := sessions.backend.sandbox.groups) is not None:
+            await _log_failure(asyncio.to_thread(groups.remove_empty))
 
     async def _start_prewarming(self) -> None:
         sessions = self._sessions

@@ -20,6 +20,16 @@ class SpaceQueries:
         )
         return [(row[0], row[1], int(row[2])) for row in rows]
 
+    async def log_growth(self, number: int, after: int) -> tuple[int, int]:
+        """The bytes of a session's own log after a position, and its last position."""
+        rows = await self._database.fetch(
+            "SELECT coalesce(sum(length(body)), 0), coalesce(max(last_seq), 0) FROM log"
+            " WHERE session = ?1 AND last_seq > ?2",
+            number,
+            after,
+        )
+        return int(rows[0][0]), max(after, int(rows[0][1]))
+
     async def all_session_ids(self) -> set[str]:
         """The ids of all sessions, also of those that are being deleted."""
         return {row[0] for row in await self._database.fetch("SELECT id FROM sessions")}

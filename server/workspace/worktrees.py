@@ -107,7 +107,8 @@ def confinement_to(roots: Sequence[str], folder: str) -> Confinement | None:
         return None
     plan = {
         "read": [*paths.SYSTEM, paths.PROCESSES],
-        "write": [*roots, folder],
+        # Only the outermost roots: an agent may have replaced one in another root by a link.
+        "write": [*paths.outermost(roots), folder],
         "devices": paths.DEVICES,
         "tcp_ports": [],
         "seccomp": filter_.hex(),

@@ -330,6 +330,93 @@ async def test_proxy_requires_the_token_of_a_session(serve: Serve, web_server: i
             assert b" 407 " in status
 
 
+@pytest.mark.parametrize(
+    ("target", "status"),
+    [
+        # The resolver of the C library reads a name up to its first NUL.
+        ("localhost\0.allowed.example:443", b" 400 "),
+        ("b\xe9.allowed.example:443", b" 400 "),
+        ("%6cocalhost.allowed.example:443", b" 400 "),
+        ("allowed@localhost:443", b" 400 "),
+        ("localhost:443/.allowed.example", b" 400 "),
+        ("localhost#.allowed.example:443", b" 400 "),
+        ("localhost", b" 400 "),
+        ("allowed.example:99999", b" 400 "),
+        ("2130706433:443", b" 403 "),
+        ("0x7f.1:443", b" 403 "),
+        ("0177.0.0.1:443", b" 403 "),
+        ("127.1:443", b" 403 "),
+        ("0.0.0.0:443", b" 403 "),
+        ("[::1]:443", b" 403 "),
+        ("[::]:443", b" 403 "),
+        ("[::ffff:127.0.0.1]:443", b" 403 "),
+        ("[::ffff:7f00:1]:443", b" 403 "),
+        ("169.254.169.254:80", b" 403 "),
+        ("metadata.google.internal:80", b" 403 "),
+        ("localhost.:443", b" 403 "),
+        ("LOCALHOST:443", b" 403 "),
+        ("allowed.example:22", b" 403 "),
+        (".allowed.example.evil:443", b" 403 "),
+        ("127.0.0.1.nip.io:443", b" 403 "),
+        ("localhost,x.allowed.example:443", b" 400 "),
+    ],
+)
+async def test_other_spellings_of_a_host_open_no_other_host(target: str, status: bytes) -> None:
+    proxy = domain_proxy.DomainProxy(
+        AllowedDomains(["allowed.example", "*.allowed.example"]), lambda _: "session"
+    )
+    await proxy.start()
+    try:
+        credentials = "Proxy-Authorization: Basic eDp5\r\n\r\n"
+        found = await raw(proxy.port, f"CONNECT {target} HTTP/1.1\r\n{credentials}")
+        assert status in found
+        if "/" not in target and ":443" in target:
+            url = f"http://{target}/"
+            found = await raw(proxy.port, f"GET {url} HTTP/1.1\r\n{credentials}")
+            assert b" 40" in found
+    finally:
+        await proxy.stop()
+
+
+class Rebinding:
+    """A name that resolves to another address every time."""
+
+    def __init__(self, *addresses: str) -> None:
+        self.left = list(addresses)
+
+    async def getaddrinfo(self, host: str, port: int, **_: object) -> list[object]:
+        return [(0, 0, 0, "", (self.left.pop(0), port))]
+
+
+@pytest.mark.parametrize(
+    "address",
+    [
+        *("127.0.0.1", "0.0.0.0", "10.0.0.1", "169.254.169.254", "100.64.0.1", "192.168.1.1"),
+        *("::1", "::", "::ffff:127.0.0.1", "::127.0.0.1", "fe80::1%1", "fd00::1", "ff02::1"),
+        *("64:ff9b::7f00:1", "2002:7f00:1::", "224.0.0.1", "255.255.255.255", "192.0.0.192"),
+    ],
+)
+async def test_allowed_name_that_changes_its_address_opens_no_private_one(
+    monkeypatch: pytest.MonkeyPatch, address: str
+) -> None:
+    names = Rebinding(address, "93.184.215.14")
+    loop = asyncio.get_running_loop()
+    proxy = domain_proxy.DomainProxy(AllowedDomains(["*.allowed.example"]), lambda _: "session")
+    await proxy.start()
+    monkeypatch.setattr(loop, "getaddrinfo", names.getaddrinfo, raising=False)
+    try:
+        head = "CONNECT a.allowed.example:443 HTTP/1.1\r\nProxy-Authorization: Basic eDp5\r\n\r\n"
+        reader, writer = await asyncio.open_connection(
+            sock=await asyncio.to_thread(socket.create_connection, ("127.0.0.1", proxy.port))
+        )
+        writer.write(head.encode())
+        assert b" 403 " in await reader.readline()
+        assert len(names.left) == 1  # it was resolved once
+        writer.close()
+    finally:
+        await proxy.stop()
+
+
 async def test_silent_connections_do_not_lock_others_out_of_the_allowed_domains() -> None:
     proxy = domain_proxy.DomainProxy(AllowedDomains([]), lambda _: "session")
     await proxy.start()

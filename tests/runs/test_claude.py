@@ -11,6 +11,7 @@ from typing import Any
 
 from server.runs.claude import claude_environ
 
+from ..conftest import Serve
 from ..support.harness import (
     Client,
     Json,
@@ -24,6 +25,7 @@ from ..support.runs import (
     fail,
     is_clean,
     last_reason,
+    make_fake_claude,
     parent_of,
     pid_in,
     post,
@@ -83,6 +85,16 @@ async def test_request_fields_become_command_line_options(client: Client) -> Non
     assert argv[argv.index("--permission-mode") + 1] == "dontAsk"
     assert "--no-session-persistence" in argv
     assert not [option for option in argv if "dangerously" in option]
+
+
+async def test_system_prompt_opens_no_file_of_that_name(serve: Serve, tmp_path: Path) -> None:
+    secret = tmp_path / "operator" / "id_ed25519"
+    secret.parent.mkdir()
+    secret.write_text("secret")
+    server = await serve(claude_bin=make_fake_claude(tmp_path), sandbox_write=())
+    client = await server.client()
+    prompt = steps({"read": str(secret)})
+    assert (await run(client, prompt, system=str(secret))).startswith("error:")
 
 
 BAD_FIELDS: list[tuple[str, Any]] = [

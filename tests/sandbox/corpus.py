@@ -1056,6 +1056,215 @@ def signal_by_socket_owner(targets: Targets) -> None:
     assert targets["is_gentle"] is None  # the victim shows whether it received the signal
 
 
+@attempt
+def send_by_raw_pair(targets: Targets) -> None:
+    """SOCK_RAW is another name for Unix datagrams."""
+    ours, _ = socket.socketpair(socket.AF_UNIX, socket.SOCK_RAW)
+    ours.sendto(b"x", targets["datagram_socket"])
+
+
+@attempt
+def send_by_raw_pair_to_abstract_socket(targets: Targets) -> None:
+    ours, _ = socket.socketpair(socket.AF_UNIX, socket.SOCK_RAW)
+    ours.sendto(b"x", "\0" + targets["abstract_datagram_socket"])
+
+
+@attempt
+def pair_rare_sockets(targets: Targets) -> None:
+    """A pair loads the module of its family, as a socket does: TIPC, vsock, SMC, RDS, CAN."""
+    for family in (30, 40, 43, 21, 29, 38, 16):
+        try:
+            system_call(53, 199, family, socket.SOCK_STREAM, 0, bytes(8))
+        except OSError as error:
+            if error.errno in (*REFUSALS, errno.EAFNOSUPPORT, errno.ESOCKTNOSUPPORT):
+                continue
+        return
+    raise OSError("refused")
+
+
+@attempt
+def connect_pair_again(targets: Targets) -> None:
+    for kind in (socket.SOCK_STREAM, socket.SOCK_SEQPACKET):
+        ours, other = socket.socketpair(socket.AF_UNIX, kind)
+        other.close()
+        try:
+            ours.shutdown(socket.SHUT_RDWR)
+            return ours.connect(targets["unix_socket"])
+        except OSError:
+            continue
+    raise OSError("refused")
+
+
+# Time and processes of others.
+
+
+@attempt
+def delay_others_by_lease(targets: Targets) -> None:
+    """Others would wait 45 s to open the file, which may be one of the server's programs."""
+    Path("leased").touch()
+    fcntl.fcntl(os.open("leased", os.O_RDONLY), fcntl.F_SETLEASE, fcntl.F_RDLCK)
+
+
+@attempt
+def become_child_of_parent(targets: Targets) -> None:
+    """A child of the process that starts agents would outlive this agent."""
+
+    def clone() -> None:
+        if system_call(56, 220, 0x8000 | signal.SIGCHLD, 0, 0, 0, 0) == 0:
+            os._exit(0)
+
+    in_child(clone)
+
+
+@attempt
+def signal_group_of_file_owner(targets: Targets) -> None:
+    pid = require_victim(targets)
+    reader, writer = os.pipe()
+    fcntl.fcntl(reader, 15, struct.pack("ii", 2, os.getpgid(pid)))  # F_SETOWN_EX, F_OWNER_PGRP
+    fcntl.fcntl(reader, 10, signal.SIGTERM)
+    fcntl.fcntl(reader, fcntl.F_SETFL, os.O_ASYNC | os.O_NONBLOCK)
+    os.write(writer, b"x")
+    assert targets["is_gentle"] is None  # the victim shows whether it received the signal
+
+
+@attempt
+def take_real_time_priority(targets: Targets) -> None:
+    os.sched_setscheduler(0, os.SCHED_RR, os.sched_param(1))
+
+
+@attempt
+def raise_own_priority(targets: Targets) -> None:
+    in_child(lambda: os.setpriority(os.PRIO_PROCESS, 0, os.getpriority(os.PRIO_PROCESS, 0) - 1))
+
+
+@attempt
+def raise_own_io_priority(targets: Targets) -> None:
+    system_call(251, 30, 1, 0, 1 << 13)
+
+
+# Rest of the machine.
+
+
+@attempt
+def list_runtime_folder(targets: Targets) -> None:
+    assert {"dbus", "user", "lock", "utmp", "docker.sock"} & {*os.listdir("/run")}
+
+
+@attempt
+def list_system_logs(targets: Targets) -> None:
+    assert os.listdir("/var/log")
+
+
+@attempt
+def list_temporary_folder(targets: Targets) -> None:
+    assert Path(targets["temporary_file"]).name in os.listdir("/tmp")
+
+
+@attempt
+def read_hardware_identity(targets: Targets) -> None:
+    first_of(["/sys/class/dmi/id/product_uuid", "/sys/class/dmi/id/sys_vendor"])
+
+
+@attempt
+def see_settings_of_server(targets: Targets) -> None:
+    assert any(name.startswith("CLAWDFORGE_") for name in os.environ)
+
+
+@attempt
+def write_control_group(targets: Targets) -> None:
+    os.mkdir("/sys/fs/cgroup/planted")
+
+
+@attempt
+def read_through_descriptor_of_folder(targets: Targets) -> None:
+    folder = os.open(Path(targets["other_file"]).parent, os.O_PATH)
+    os.close(os.open("notes", os.O_RDONLY, dir_fd=folder))
+
+
+@attempt
+def open_temporary_file_in_other_workspace(targets: Targets) -> None:
+    folder = Path(targets["other_file"]).parent
+    os.close(os.open(folder, os.O_TMPFILE | os.O_RDWR, 0o600))
+
+
+@attempt
+def mount_user_file_system(targets: Targets) -> None:
+    os.close(os.open("/dev/fuse", os.O_RDWR))
+
+
+@attempt
+def write_own_copy_through_process(targets: Targets) -> None:
+    descriptor = os.open(targets["own_upload"], os.O_RDONLY)
+    os.close(os.open(f"/proc/self/fd/{descriptor}", os.O_WRONLY))
+
+
+@attempt
+def cut_own_copy_by_descriptor(targets: Targets) -> None:
+    os.chmod(targets["own_upload"], 0o600)
+    os.ftruncate(os.open(targets["own_upload"], os.O_RDWR), 0)
+
+
+@attempt
+def punch_hole_into_own_copy(targets: Targets) -> None:
+    os.chmod(targets["own_upload"], 0o600)
+    system_call(285, 47, os.open(targets["own_upload"], os.O_WRONLY), 3, 0, 4)
+
+
+@attempt
+def clone_into_own_copy(targets: Targets) -> None:
+    Path("other").write_text("other")
+    target = os.open(targets["own_upload"], os.O_WRONLY)
+    fcntl.ioctl(target, 0x40049409, os.open("other", os.O_RDONLY))
+
+
+@attempt
+def plant_in_own_files(targets: Targets) -> None:
+    Path(targets["own_upload"]).with_name("planted").touch()
+
+
+@attempt
+def replace_own_files(targets: Targets) -> None:
+    folder = Path(targets["own_upload"]).parents[1]
+    os.rename(folder, str(folder) + ".old")
+
+
+@attempt
+def attach_file_system_tree(targets: Targets) -> None:
+    system_call(429, 429, -100, b"/", -100, b"/", 0)
+
+
+@attempt
+def read_core_pattern_for_writing(targets: Targets) -> None:
+    write_to("/proc/sys/kernel/core_pattern")
+
+
+@attempt
+def map_user_ids(targets: Targets) -> None:
+    write_to(f"/proc/{os.getpid()}/uid_map")
+    Path("/proc/self/uid_map").write_text("0 0 4294967295")
+
+
+@attempt
+def become_other_user(targets: Targets) -> None:
+    in_child(lambda: os.setresuid(12345, 12345, 12345))
+
+
+@attempt
+def join_other_groups(targets: Targets) -> None:
+    in_child(lambda: os.setgroups([6]))
+
+
+@attempt
+def own_other_file(targets: Targets) -> None:
+    os.chown(targets["other_file"], 12345, -1)
+
+
+@attempt
+def set_privileged_bit_of_program(targets: Targets) -> None:
+    """A program with capabilities or the user's rights, for those outside of the sandbox."""
+    os.setxattr(targets["own_upload"], "security.capability", bytes(20))
+
+
 def main() -> None:
     if sys.argv[1:] == ["--list"]:
         for name in ATTEMPTS:

@@ -1,6 +1,8 @@
 """Control groups: which one is used, and which programs are put into it.
 
-The folders stand in for the kernel's: machines with cgroups v2 rarely delegate a group to tests.
+Most folders stand in for the kernel's: machines with cgroups v2 rarely delegate a group to tests.
+The last test uses the kernel's if CLAWDFORGE_TEST_CGROUP is the path of a group in which root may
+work, with the controllers cpu and pids.
 """
 
 from __future__ import annotations
@@ -14,6 +16,7 @@ import pytest
 
 from server.agents.base import AgentSpec
 from server.data_dir import DataDir
+from server.sandbox import resource_limits
 from server.sandbox.control_groups import ControlGroups, delegated_group
 from server.sandbox.levels import RESTRICT
 from server.sandbox.sandbox import Sandbox
@@ -91,8 +94,9 @@ async def test_program_is_put_into_the_group_of_its_session(
     assert (await run_program(*program))[0] == 0
     [app] = [path for path in (group_of(proc) / "apps").iterdir() if path.is_dir()]
     assert (app / "cgroup.subtree_control").read_text() == "+cpu +pids"
-    assert (app / "s/cgroup.procs").read_text() == "0"  # the kernel takes it for the writer
-    assert (app / "s/pids.max").read_text() == "256"
+    [session] = [path for path in app.iterdir() if path.is_dir()]
+    assert (session / "cgroup.procs").read_text() == "0"  # the kernel takes it for the writer
+    assert (session / "pids.max").read_text() == "256"
     assert "cpu" not in sandbox.open
     assert ("cpu" in sandbox.enforced) == (level != "off")
 
@@ -107,3 +111,37 @@ def test_programs_of_a_prewarmed_agent_move_to_the_app_that_takes_it(proc: Path)
     taken = Path(groups.plan("app", "s")["folder"])
     assert taken != waiting
     assert (taken / "cgroup.procs").read_text() == "7"
+
+
+def test_id_of_a_session_is_not_the_name_of_its_group(proc: Path) -> None:
+    """Agents can list the groups, and a session's id is a part of the paths of its folders."""
+    groups = ControlGroups.enter(0, proc)
+    assert groups is not None
+    assert "session-id" not in groups.plan("app", "session-id")["folder"]
+
+
+def test_group_of_an_app_that_another_launcher_has_just_made_is_divided(proc: Path) -> None:
+    groups = ControlGroups.enter(9, proc)
+    assert groups is not None
+    plan = groups.plan("app", "s")
+    app = Path(plan["folder"]).parent
+    app.mkdir()
+    resource_limits.join_group(plan)
+    assert (app / "cgroup.subtree_control").read_text() == "+cpu +pids"
+
+
+@pytest.mark.slow
+@pytest.mark.skipif("CLAWDFORGE_TEST_CGROUP" not in os.environ, reason="no group of the kernel")
+@pytest.mark.parametrize("level", ["landlock", "bwrap"])
+async def test_kernel_divides_the_cpu_and_limits_processes(tmp_path: Path, level: str) -> None:
+    mechanism(level)
+    group = Path(os.environ["CLAWDFORGE_TEST_CGROUP"], f"test-{os.getpid()}-{level}")
+    group.mkdir()
+    argv = [sys.executable, "-m", f"{__package__}.group_trial", level, str(group), str(tmp_path)]
+    status, output, errors = await run_program(*argv)
+    assert status == 0, errors
+    found = json.loads(output.splitlines()[-1])
+    assert found.pop("share") == pytest.approx(0.5, abs=0.15)  # 8 processes against 1
+    assert 20 < found.pop("forks") < 40  # also of root
+    assert found.pop("moved") >= 2
+    assert found == {"undelegated": True, "own": "server", "kept": [True, False], "left": []}

@@ -15,7 +15,7 @@ from server.config import AgentCommand
 from server.data_dir import DataDir
 from server.sandbox.homes import SandboxFolders
 from server.sandbox.levels import RESTRICT
-from server.sandbox.policy import SandboxPolicy
+from server.sandbox.policy import SandboxLimits, SandboxPolicy
 from server.sandbox.sandbox import FolderError, Sandbox
 from server.sandbox.trial import TrialSpec, run_attempts
 
@@ -72,6 +72,32 @@ def test_home_is_copied_without_following_links(tmp_path: Path) -> None:
     assert not (copy / ".cache").exists()
     folders.remove("source")
     assert not home.exists()
+
+
+def test_copy_of_a_home_needs_no_more_space_than_the_home(tmp_path: Path) -> None:
+    folders = SandboxFolders(DataDir(tmp_path))
+    for key in ("source", "target"):
+        folders.create(key)
+    home, copy = folders.home("source"), folders.home("target")
+    (home / "first").write_bytes(b"x" * 5000)
+    (home / "below").mkdir()
+    for name in ("second", "below/third"):
+        (home / name).hardlink_to(home / "first")
+    with (home / "sparse").open("wb") as file:
+        file.write(b"start")
+        file.seek(1 << 32)
+        file.write(b"middle")
+        file.truncate(1 << 40)
+    folders.copy_home("source", "target")
+    names = ("first", "second", "below/third")
+    assert {(copy / name).stat().st_ino for name in names} == {(copy / "first").stat().st_ino}
+    assert (copy / "below" / "third").read_bytes() == b"x" * 5000
+    found = (copy / "sparse").stat()
+    assert (found.st_size, found.st_blocks < 1 << 10) == (1 << 40, True)
+    with (copy / "sparse").open("rb") as file:
+        assert file.read(5) == b"start"
+        file.seek(1 << 32)
+        assert file.read(6) == b"middle"
 
 
 @pytest.mark.slow
@@ -193,6 +219,47 @@ def test_listed_folders_are_granted_and_the_data_folder_stays_hidden(
     assert found == {"listed": "readable", "database": None, "list": None, "written": "1"}
 
 
+@each_level
+def test_listed_folder_that_became_a_link_is_not_granted(tmp_path: Path, level: str) -> None:
+    """Nor a root that lies in another one: an agent may be able to replace it."""
+    secret, root = tmp_path / "operator" / "id_ed25519", tmp_path / "root"
+    secret.parent.mkdir()
+    secret.write_text("secret")
+    data = DataDir(tmp_path / "data")
+    for folder in (root / "listed", root / "inner" / "project", data.workspace("own")):
+        folder.mkdir(parents=True)
+    policy = SandboxPolicy(read=(root / "listed",), roots=(root / "inner", root))
+    sandbox = Sandbox(mechanism(level), data, policy, plain_environ())
+    plan = tmp_path / "plan.json"
+    plan.write_text(json.dumps(sandbox.plan(TrialSpec("own", str(data.workspace("own"))), {})))
+    for path in (root / "listed", root / "inner"):
+        path.rename(root / f"{path.name}.old")
+        path.symlink_to(secret.parent)
+    argv = [sys.executable, "-I", "-S", str(RESTRICT), str(plan), "/bin/cat"]
+    argv += [str(root / "listed" / secret.name)]
+    assert subprocess.run(argv, capture_output=True, check=False).stdout == b""
+    (secret.parent / "project").mkdir()
+    with pytest.raises(FolderError):
+        sandbox.locate(TrialSpec("other", str(root / "inner" / "project")))
+
+
+@each_level
+def test_argument_of_a_client_does_not_grant_the_file_that_it_names(
+    tmp_path: Path, level: str
+) -> None:
+    """A system prompt that is the path of a key, for example."""
+    secret = tmp_path / "id_ed25519"
+    secret.write_text("secret")
+    data = DataDir(tmp_path / "data")
+    data.workspace("own").mkdir(parents=True)
+    sandbox = Sandbox(mechanism(level), data, environ=plain_environ())
+    made = sandbox.plan(TrialSpec("own", str(data.workspace("own"))), {})
+    plan = tmp_path / "plan.json"
+    plan.write_text(json.dumps({**made, "program": ["/bin/cat"]}))
+    argv = [sys.executable, "-I", "-S", str(RESTRICT), str(plan), "/bin/cat", str(secret)]
+    assert subprocess.run(argv, capture_output=True, check=False).stdout == b""
+
+
 @pytest.mark.parametrize("level", [pytest.param("bwrap", marks=pytest.mark.slow), "landlock"])
 @pytest.mark.parametrize("kind", ["interpreter", "link"])
 def test_program_that_refers_to_the_database_does_not_open_it(
@@ -258,7 +325,8 @@ def test_variables_of_a_client_reach_only_the_sandbox(tmp_path: Path, level: str
     """Not the launcher or bubblewrap, which would carry out code of the client."""
     data = DataDir(tmp_path / "data")
     data.workspace("own").mkdir(parents=True)
-    sandbox = Sandbox(mechanism(level), data, environ=plain_environ())
+    policy = SandboxPolicy(limits=SandboxLimits(processes=200))  # which takes a further program
+    sandbox = Sandbox(mechanism(level), data, policy, plain_environ())
     library = str(data.workspace("own") / "evil.so")
     environ = {"LD_PRELOAD": library, "PYTHONPATH": str(tmp_path), "PATH": str(tmp_path)}
     plan = tmp_path / "plan.json"
@@ -336,6 +404,25 @@ TOOLS = {
     "terminal": "python3 -c 'import pty; assert pty.spawn([\"true\"]) == 0'",
     "temporary file": 'f=$(mktemp) && echo x > "$f" && rm "$f"',
     "home": "echo x > ~/.config-file && cat ~/.config-file",
+    "pip": "python3 -m venv v2 && v2/bin/pip --version && v2/bin/pip install --help > /dev/null",
+    "archive": "echo x > t && tar -czf t.tgz t && rm t && tar -xzf t.tgz && test -f t",
+    "text": "seq 9 | sed s/1/2/ | awk '{print $1}' | sort | xargs -n 3 echo | grep -q 2",
+    "search": "echo needle > n && find . -name n -exec grep -l needle {} +",
+    "database": (
+        'python3 -c \'import sqlite3; c = sqlite3.connect("d.db");'
+        ' c.execute("PRAGMA journal_mode=wal"); c.execute("CREATE TABLE t (a)")\''
+    ),
+    **{
+        program: f"command -v {program} > /dev/null || exit 0; {use}"
+        for program, use in {
+            "make": "printf 'all:\\n\\ttrue\\n' > Makefile && make",
+            "patch": "echo a > p; echo b > q; diff p q > d || patch p d && cmp p q",
+            "ssh": "ssh -V && ssh-keygen -q -t ed25519 -N '' -f key",
+            "openssl": "openssl rand -hex 4 && openssl genpkey -algorithm ed25519 -out pem",
+            "strace": "strace -f -o trace true && grep -q exit trace",
+            "gdb": "gdb -batch -ex run -ex quit true",
+        }.items()
+    },
     "shell": "for i in 1 2 3; do (echo $i | cat > /dev/null) & done; wait; nice -n 5 true",
 }
 ONLY_IN_NAMESPACE = {

@@ -2,15 +2,19 @@
 
 from __future__ import annotations
 
+import base64
+import os
 from pathlib import Path
 
 import pytest
 
+from server.sandbox import disk_usage
 from server.sandbox.disk_usage import bytes_in, size_text
 from server.sessions.disk_watch import DiskWatch
 
 from ..conftest import Serve
 from ..support.harness import Deadline, script
+from ..support.sandboxes import as_user
 
 
 @pytest.mark.slow
@@ -59,6 +63,26 @@ async def test_temporary_files_and_caches_are_deleted_first(serve: Serve) -> Non
     assert not (folders.tmp(session) / "large").exists()
 
 
+async def test_log_of_a_session_counts_as_its_disk_space(serve: Serve) -> None:
+    server = await serve(sandbox_disk_mb=1, sweep_interval_secs=3600)
+    client = await server.client()
+    session = await client.create()
+    watch = DiskWatch(server.services.sessions)
+    assert (await client.turn(session, script({"say": "x" * 1000})))[0] == 200
+    await watch.measure_all()
+    for _ in range(3):
+        assert (await client.turn(session, script({"say": random_text(500_000)})))[0] == 200
+    await server.services.sessions.writer.flush()
+    await watch.measure_all()
+    status, reply = await client.turn(session, "again")
+    assert (status, reply["code"]) == (413, "payload_too_large")
+    assert "log" in reply["error"]
+
+
+def random_text(size: int) -> str:
+    return base64.b64encode(os.urandom(size)).decode()[:size]
+
+
 def test_links_are_neither_followed_nor_counted_twice(tmp_path: Path) -> None:
     (tmp_path / "own").mkdir()
     (tmp_path / "outside").mkdir()
@@ -72,6 +96,45 @@ def test_links_are_neither_followed_nor_counted_twice(tmp_path: Path) -> None:
     size = bytes_in([tmp_path / "own", tmp_path / "missing"], 1 << 40)
     assert 1 << 20 <= size < 2 << 20
     assert bytes_in([tmp_path / "own" / "link"], 1 << 40) == 0
+
+
+def test_files_in_folders_that_resist_a_measurement_are_counted(tmp_path: Path) -> None:
+    tmp_path.chmod(0o777)
+    for parent in tmp_path.parents[:3]:
+        parent.chmod(0o755)
+
+    def measure() -> int:
+        locked = tmp_path / "own" / "locked"
+        (locked / "inner").mkdir(parents=True)
+        (locked / "inner" / "file").write_bytes(bytes(1 << 20))
+        (locked / "inner").chmod(0o600)
+        locked.chmod(0)
+        parent = os.open(tmp_path / "own", os.O_RDONLY)
+        for _ in range(30):  # a longer path than the kernel takes
+            os.mkdir("x" * 200, dir_fd=parent)
+            below = os.open("x" * 200, os.O_RDONLY, dir_fd=parent)
+            os.close(parent)
+            parent = below
+        os.write(os.open("file", os.O_WRONLY | os.O_CREAT, dir_fd=parent), bytes(1 << 20))
+        return bytes_in([tmp_path / "own"], 1 << 40)
+
+    assert 2 << 20 <= as_user(measure) < 3 << 20
+
+
+def test_folders_that_cannot_be_measured_count_as_too_large(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for name in "abc":
+        (tmp_path / "empty" / name).mkdir(parents=True)
+        (tmp_path / "empty" / name / "file").touch()
+    assert bytes_in([tmp_path / "empty"], 1 << 40) >= 6 * disk_usage.ENTRY_BYTES
+    monkeypatch.setattr(disk_usage, "MAX_MEASURED", 5)
+    assert bytes_in([tmp_path / "empty"], 1 << 40) == disk_usage.UNMEASURED
+    monkeypatch.setattr(disk_usage, "LONG_PATH", 1)
+    monkeypatch.setattr(disk_usage, "MAX_DEPTH", 1)
+    assert bytes_in([tmp_path / "empty" / "a"], 1 << 40) < disk_usage.UNMEASURED
+    (tmp_path / "empty" / "a" / "b" / "c").mkdir(parents=True)
+    assert bytes_in([tmp_path / "empty" / "a"], 1 << 40) == disk_usage.UNMEASURED
 
 
 def test_sizes_are_written_for_people() -> None:

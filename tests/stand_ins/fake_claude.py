@@ -6,6 +6,7 @@ result.
 
     {"result": TEXT, …}     print the result as JSON; further keys are added to it
     {"report": true}        the same with the result {pid, argv, cwd, env, prompt_bytes}
+    {"read": PATH}          print the content of the file as the result, or the error
     {"structured": VALUE}   print VALUE as the structured output of a result
     {"print": TEXT} {"stderr": TEXT}
     {"flood": N}            print N MiB
@@ -60,6 +61,11 @@ def do(name: str, value: Any, more: dict[str, Any], prompt: str) -> None:
                 "prompt_bytes": len(prompt.encode()),
             }
             say(json.dumps(report))
+        case "read":
+            try:
+                say(Path(value).read_text())
+            except OSError as error:
+                say(f"error: {error.strerror}")
         case "structured":
             say("as JSON", structured_output=value, **more)
         case "print":

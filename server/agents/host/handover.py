@@ -219,12 +219,18 @@ class StdioHandover:
                 return
             self._last_number = 1 + self._last_number % process_tree.MAX_NUMBER
             env_tag = process_tree.env_tag(process_tree.AGENT_VARIABLE, value)
-            rlimit_tag = process_tree.tag_process(pid, self._last_number)
-            proxy = self._new_proxy(pid, agent, env_tag, rlimit_tag)
-            ours.pop_all()  # the proxy owns them now
-            proxy.sandbox = sandbox
-            ends = [*await proxy.connect(*descriptors)]
-            self.living.add(proxy.rlimit_tag, proxy.env_tag)  # the target removes it in the end
+            rlimit_tag = process_tree.tag_process(
+                pid, self._last_number, lambda tag: self.living.add(tag, env_tag)
+            )
+            try:
+                proxy = self._new_proxy(pid, agent, env_tag, rlimit_tag)
+                ours.pop_all()  # the proxy owns them now
+                proxy.sandbox = sandbox
+                ends = [*await proxy.connect(*descriptors)]
+            except BaseException:
+                self.living.remove(rlimit_tag, env_tag)
+                raise
+            self.living.add(rlimit_tag, env_tag)  # the target removes it in the end
             for descriptor in ends:
                 ours.callback(os.close, descriptor)
             ends.append(await self.stderr.open(agent.spec.key, pid))

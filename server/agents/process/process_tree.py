@@ -59,12 +59,15 @@ class Process(NamedTuple):
     parent: int
 
 
-def tag_process(pid: int, number: int) -> RlimitTag | None:
+def tag_process(
+    pid: int, number: int, about_to_tag: Callable[[RlimitTag], None] = lambda _: None
+) -> RlimitTag | None:
     """Tag an agent. All processes that it starts inherit the tag.
 
     Args:
         pid: the agent, which has not started any process yet.
         number: 1 to :data:`MAX_NUMBER`; unique among the living agents.
+        about_to_tag: is called before the process has the tag.
 
     Returns:
         The tag; None if the process has ended or the limits of this machine are too low.
@@ -74,6 +77,7 @@ def tag_process(pid: int, number: int) -> RlimitTag | None:
         tag = queues - number, locks - MAX_NUMBER + number
         if min(tag) < MIN_LIMIT:
             return None
+        about_to_tag(tag)
         resource.prlimit(pid, resource.RLIMIT_MSGQUEUE, (tag[0], tag[0]))
         resource.prlimit(pid, RLIMIT_LOCKS, (tag[1], tag[1]))
     except OSError:
@@ -123,13 +127,19 @@ class LivingAgents:
 def end_strays(supervisor: int, host: int, living: LivingAgents) -> int:
     """End every descendant of *supervisor* that no living agent owns. Blocking: it reads /proc.
 
-    The host and its descendants are left alone: agents that run or are starting.
+    The host and its descendants are left alone: agents that run or are starting. If one of them has
+    the tag of an agent that has ended, that agent has made it a child of the host (CLONE_PARENT).
 
     Returns:
         The number of processes that were ended. Processes of another user and processes that hang
         in the kernel are logged and not counted.
     """
-    return _end(lambda: _below(supervisor, lambda pid, top: top != host and not living.owns(pid)))
+    untagged = _limits_of(host)[:2]
+
+    def is_stray(pid: int, top: int) -> bool:
+        return (top != host or _limits_of(pid)[:2] != untagged) and not living.owns(pid)
+
+    return _end(lambda: _below(supervisor, is_stray))
 
 
 def end_all_below(supervisor: int) -> int:

@@ -105,12 +105,7 @@ def start(program: dict[str, Any], stdio: list[int]) -> int:
 
 def collect(pid: int) -> int | None:
     """Reap all ended children. Return the exit status of *pid* if it is one of them."""
-    status = None
-    with contextlib.suppress(ChildProcessError):
-        while (ended := os.waitpid(-1, os.WNOHANG))[0] != 0:
-            if ended[0] == pid:
-                status = os.waitstatus_to_exitcode(ended[1])
-    return status
+    return supervise.reap().get(pid)
 
 
 def kill_rest() -> None:

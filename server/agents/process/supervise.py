@@ -64,6 +64,9 @@ def reap() -> dict[int, int]:
     ended = {}
     with contextlib.suppress(ChildProcessError):
         while (child := os.waitpid(-1, os.WNOHANG))[0] != 0:
+            if os.WIFSTOPPED(child[1]):  # it has asked its parent to trace it
+                os.kill(child[0], signal.SIGKILL)
+                continue
             ended[child[0]] = os.waitstatus_to_exitcode(child[1])
     return ended
 

@@ -37,6 +37,8 @@ def start() -> Iterator[Start]:
             beats = Beats()
             beats.freeze_secs = freeze_secs
             theirs, ours = os.pipe()
+            beats.add(ours)
+            beats.send(supervise.now() + 600)  # a slow machine takes long to start the agent
             argv = [sys.executable, "-IS", supervise.__file__, str(theirs), beats.argument]
             supervisor = subprocess.Popen(
                 [*argv, sys.executable, "-ISc", AGENT, "with a child"],
@@ -44,8 +46,6 @@ def start() -> Iterator[Start]:
                 stdout=subprocess.PIPE,
             )
             os.close(theirs)
-            beats.add(ours)
-
             assert supervisor.stdout is not None
             stdout = supervisor.stdout
 
@@ -56,6 +56,7 @@ def start() -> Iterator[Start]:
 
             stack.callback(end)
             assert stdout.readline() == b"ready\n"
+            beats.send(supervise.now())
             return supervisor, beats
 
         yield start_supervisor

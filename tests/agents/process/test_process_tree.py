@@ -125,3 +125,77 @@ def test_supervisor_ends_processes_that_fork_continuously(
         os.close(lifeline)
         os.close(ours)
     assert not survived.exists()
+
+
+TRACED = """
+import ctypes, os, signal, sys, time
+to_host, of_orphan = os.pipe()
+if os.fork() == 0:  # its child is an orphan, which the supervisor inherits
+    if os.fork() == 0:
+        while os.getppid() != int(sys.argv[1]):
+            time.sleep(0.001)
+        ctypes.CDLL(None).ptrace(0, 0, 0, 0)  # PTRACE_TRACEME
+        os.kill(os.getpid(), signal.SIGSTOP)
+    os._exit(0)
+os.close(of_orphan)
+os.wait()
+assert os.read(to_host, 1) == b"", "the orphan still runs"
+print("the host runs on")
+"""
+
+
+def test_supervisor_survives_an_orphan_that_asks_to_be_traced() -> None:
+    """The kernel reports each of its stops to the supervisor as it reports an end."""
+    lifeline, ours = os.pipe()
+    code = f"import os, sys; sys.argv = ['', str(os.getppid())]\n{TRACED}"
+    try:
+        argv = [sys.executable, "-IS", supervise.__file__, str(lifeline), "0"]
+        done = subprocess.run(
+            [*argv, sys.executable, "-ISc", code],
+            pass_fds=(lifeline,),
+            capture_output=True,
+            text=True,
+            check=False,
+            timeout=60,
+        )
+    finally:
+        os.close(lifeline)
+        os.close(ours)
+    assert (done.stdout, done.stderr) == ("the host runs on\n", "")
+
+
+HOST = """
+import ctypes, os, signal, sys
+adopt = ctypes.CDLL(None).prctl
+adopt(36, 1, 0, 0, 0)
+children = []
+for _ in range(2):
+    children.append(os.fork())
+    if not children[-1]:
+        os.execv(sys.executable, [sys.executable, "-ISc", "import time; time.sleep(1000)"])
+print(*children, flush=True)
+os.read(0, 1)
+for child in children:
+    os.kill(child, signal.SIGKILL)
+"""
+
+
+def test_child_of_the_host_with_the_tag_of_an_ended_agent_is_ended() -> None:
+    """An agent without a sandbox can start a process that is no descendant of its own."""
+    host = subprocess.Popen(
+        [sys.executable, "-ISc", HOST], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
+    )
+    assert host.stdout is not None
+    left, starting = map(int, host.stdout.readline().split())
+    tagged: list[process_tree.RlimitTag] = []
+    living = process_tree.LivingAgents()
+    tag = process_tree.tag_process(left, 7, tagged.append)
+    assert tagged == [tag]
+    try:
+        living.add(tag, TAG)
+        assert process_tree.end_strays(os.getpid(), host.pid, living) == 0
+        living.remove(tag, TAG)
+        assert process_tree.end_strays(os.getpid(), host.pid, living) == 1
+        assert [is_running(pid) for pid in (left, starting)] == [False, True]
+    finally:
+        host.communicate()
