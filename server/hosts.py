@@ -18,6 +18,10 @@ _TRANSLATED = (ipaddress.ip_network("64:ff9b::/96"), ipaddress.ip_network("64:ff
 """NAT64: an IPv4 address, perhaps a private one, in an IPv6 address that looks public."""
 
 
+_OF_MACHINE = (ipaddress.ip_network("192.0.0.0/24"), ipaddress.ip_network("168.63.129.16/32"))
+"""Addresses of services of a cloud (Oracle, Azure) that Python may take for public ones."""
+
+
 class HostRule(msgspec.Struct, frozen=True):
     """A host that the operator has named.
 
@@ -104,6 +108,8 @@ def is_public(address: Address) -> bool:
         embeds = address.sixtofour is not None or address.teredo is not None
         if embeds or address.is_site_local or any(address in network for network in _TRANSLATED):
             return False
+    if any(address in network for network in _OF_MACHINE):
+        return False
     return address.is_global and not (address.is_multicast or address.is_reserved)
 
 

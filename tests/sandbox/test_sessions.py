@@ -235,8 +235,8 @@ def test_listed_folder_that_became_a_link_is_not_granted(tmp_path: Path, level: 
     for path in (root / "listed", root / "inner"):
         path.rename(root / f"{path.name}.old")
         path.symlink_to(secret.parent)
-    argv = [sys.executable, "-I", "-S", str(RESTRICT), str(plan), "/bin/cat"]
-    argv += [str(root / "listed" / secret.name)]
+    argv = [sys.executable, "-I", "-S", str(RESTRICT), str(plan), "/bin/sh", "-c"]
+    argv += [f"cat {root}/listed/{secret.name}"]
     assert subprocess.run(argv, capture_output=True, check=False).stdout == b""
     (secret.parent / "project").mkdir()
     with pytest.raises(FolderError):
