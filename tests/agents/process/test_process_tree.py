@@ -181,7 +181,7 @@ for child in children:
 
 
 def test_child_of_the_host_with_the_tag_of_an_ended_agent_is_ended() -> None:
-    """An agent without a sandbox can start a process that is no descendant of its own."""
+    """An agent without a sandbox can start a process that does not descend from itself."""
     host = subprocess.Popen(
         [sys.executable, "-ISc", HOST], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
     )
