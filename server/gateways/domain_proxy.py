@@ -32,7 +32,7 @@ TUNNEL_IDLE_SECS = 900
 """A tunnel ends if neither side sends anything for this time."""
 MAX_TUNNELS_PER_SESSION = 64
 TUNNEL_PIECE_BYTES = 1 << 16
-HOST = re.compile(r"[a-z0-9._:-]+\Z")
+HOST_NAME = re.compile(r"[a-z0-9._:-]+\Z")
 """The names of hosts. The resolver would read another character, such as NUL, in its own way."""
 
 FindSession = Callable[[str], str | None]
@@ -213,7 +213,7 @@ def _tunnel_target(method: str, target: str) -> tuple[str, int] | None:
         host, port = parts.hostname, parts.port
     except ValueError:
         return None
-    if not host or not HOST.match(host) or parts.username is not None:
+    if not host or not HOST_NAME.match(host) or parts.username is not None:
         return None
     if method == "CONNECT":
         return (host, port) if port and not parts.path else None

@@ -17,10 +17,10 @@ ENTRY_BYTES = 1024
 """The least that a file or a folder counts: an empty one occupies an inode, too."""
 MAX_FULL = 4
 LONG_PATH = 2000
-MAX_DEPTH = 64
+MAX_OPEN_BASES = 64
 """A path may have this many times LONG_PATH characters, and as many folders are open then."""
 UNLOCKS = 3
-_FOLDER = os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC
+_LIST_FLAGS = os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC
 _LISTABLE = stat.S_IRUSR | stat.S_IXUSR
 
 
@@ -32,7 +32,7 @@ class _Base:
     """A folder that stays open for the paths below it, which are too long for the kernel."""
 
     def __init__(self, descriptor: int, path: str, depth: int) -> None:
-        if depth > MAX_DEPTH:
+        if depth > MAX_OPEN_BASES:
             raise _UnmeasuredError
         self.descriptor, self.path, self.depth = os.dup(descriptor), path, depth
 
@@ -60,7 +60,7 @@ def bytes_in(
     waiting: list[tuple[str, _Base | None]] = [(str(folder), None) for folder in folders]
     try:
         while waiting and total <= enough:
-            for path, base, found in _entries(*waiting.pop()):
+            for path, base, found in _statuses_in(*waiting.pop()):
                 count += 1
                 if count > MAX_MEASURED:
                     return UNMEASURED
@@ -79,7 +79,9 @@ def bytes_in(
     return total
 
 
-def _entries(folder: str, base: _Base | None) -> Iterator[tuple[str, _Base | None, os.stat_result]]:
+def _statuses_in(
+    folder: str, base: _Base | None
+) -> Iterator[tuple[str, _Base | None, os.stat_result]]:
     """The entries of a folder; nothing if it was removed meanwhile, or is not a folder.
 
     Args:
@@ -117,11 +119,11 @@ def _open(folder: str, parent: int | None) -> int:
         _UnmeasuredError: the agent removes the permission again and again.
     """
     with contextlib.suppress(PermissionError):
-        descriptor = os.open(folder, os.O_RDONLY | _FOLDER, dir_fd=parent)
+        descriptor = os.open(folder, os.O_RDONLY | _LIST_FLAGS, dir_fd=parent)
         if os.fstat(descriptor).st_mode & stat.S_IXUSR or os.geteuid() == 0:
             return descriptor
         os.close(descriptor)
-    locked = os.open(folder, os.O_PATH | _FOLDER, dir_fd=parent)
+    locked = os.open(folder, os.O_PATH | _LIST_FLAGS, dir_fd=parent)
     try:
         path = f"/proc/self/fd/{locked}"  # leads to this folder, whatever its name is now
         for _ in range(UNLOCKS):

@@ -155,7 +155,7 @@ class _TreeCopy:
             found = os.fstat(original.fileno())
             identity = found.st_dev, found.st_ino
             if (first := self._copied.get(identity)) is not None:
-                with _below(self._target, first[:-1]) as folder:
+                with _folder_at(self._target, first[:-1]) as folder:
                     os.link(first[-1], name, src_dir_fd=folder, dst_dir_fd=target)
                 return
             flags = os.O_WRONLY | os.O_CREAT | os.O_EXCL
@@ -178,7 +178,7 @@ def _subfolder(name: str, parent: int) -> Iterator[int]:
 
 
 @contextlib.contextmanager
-def _below(parent: int, names: Sequence[str]) -> Iterator[int]:
+def _folder_at(parent: int, names: Sequence[str]) -> Iterator[int]:
     """The descriptor of a folder some levels below *parent*."""
     with contextlib.ExitStack() as stack:
         for name in names:

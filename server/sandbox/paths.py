@@ -155,6 +155,11 @@ def _programs_in(folder: str) -> Iterator[str]:
             yield from program_files.packages_of(real)
 
 
+def contains_any(folder: Path, paths: Iterable[Path]) -> bool:
+    """Whether *folder* is one of the *paths*, or contains one."""
+    return any(path.is_relative_to(folder) for path in paths)
+
+
 def outermost(paths: Iterable[str]) -> list[str]:
     """The *paths* without those that lie in another one of them."""
     found: list[str] = []

@@ -137,7 +137,7 @@ class Sandbox:
 
     def contains_data(self, folder: Path) -> bool:
         """Whether *folder* is the data folder or contains it."""
-        return any(hidden.is_relative_to(folder) for hidden in self._data)
+        return paths.contains_any(folder, self._data)
 
     def is_in_data(self, folder: Path) -> bool:
         return any(folder.is_relative_to(hidden) for hidden in self._data)
@@ -267,13 +267,9 @@ class Sandbox:
         return self.mechanism.seccomp(**self.network.filter_options).hex()
 
     @functools.cached_property
-    def _secrets(self) -> list[Path]:
-        return paths.secret_paths()
-
-    @property
     def _protected(self) -> list[Path]:
         home = [self.user_home] if self.user_home is not None else []
-        return [*self._hidden, *home, *self._secrets]
+        return [*self._hidden, *home, *paths.secret_paths()]
 
     @functools.cached_property
     def _reads(self) -> list[str]:
@@ -284,7 +280,7 @@ class Sandbox:
             cover = paths.system_paths(self._protected)
         else:
             system = cover = [paths.PROCESSES, *paths.system_paths(self._protected)]
-            around = [path for path in self.policy.read if self._contains_hidden(path)]
+            around = [path for path in self.policy.read if paths.contains_any(path, self._hidden)]
             split = [
                 part for path in around for part in paths.parts_without(str(path), self._hidden)
             ]
@@ -303,12 +299,10 @@ class Sandbox:
         read = [
             path
             for path in self.policy.read
-            if path not in self.policy.write and not (parts_only and self._contains_hidden(path))
+            if path not in self.policy.write
+            and not (parts_only and paths.contains_any(path, self._hidden))
         ]
         return [(str(p), False) for p in read] + [(str(p), True) for p in self.policy.write]
-
-    def _contains_hidden(self, folder: Path) -> bool:
-        return any(hidden.is_relative_to(folder) for hidden in self._hidden)
 
     @functools.cached_property
     def _masks(self) -> list[str]:

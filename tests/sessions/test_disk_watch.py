@@ -131,7 +131,7 @@ def test_folders_that_cannot_be_measured_count_as_too_large(
     monkeypatch.setattr(disk_usage, "MAX_MEASURED", 5)
     assert bytes_in([tmp_path / "empty"], 1 << 40) == disk_usage.UNMEASURED
     monkeypatch.setattr(disk_usage, "LONG_PATH", 1)
-    monkeypatch.setattr(disk_usage, "MAX_DEPTH", 1)
+    monkeypatch.setattr(disk_usage, "MAX_OPEN_BASES", 1)
     assert bytes_in([tmp_path / "empty" / "a"], 1 << 40) < disk_usage.UNMEASURED
     (tmp_path / "empty" / "a" / "b" / "c").mkdir(parents=True)
     assert bytes_in([tmp_path / "empty" / "a"], 1 << 40) == disk_usage.UNMEASURED
