@@ -40,13 +40,17 @@ class TokenBucket:
 
     def allows(self) -> bool:
         """Spend one token; False if there is none."""
-        now = time.monotonic()
-        self._left = min(self._burst, self._left + (now - self._then) * self._per_second)
-        self._then = now
-        if self._left < 1:
+        if not self.has_token():
             return False
         self._left -= 1
         return True
+
+    def has_token(self) -> bool:
+        """Whether there is a token to spend."""
+        now = time.monotonic()
+        self._left = min(self._burst, self._left + (now - self._then) * self._per_second)
+        self._then = now
+        return self._left >= 1
 
     def change(self, per_second: float, burst: float) -> None:
         """Change the rate and the burst. Spent tokens stay spent."""

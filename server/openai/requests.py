@@ -64,6 +64,18 @@ def check_format(request: ChatRequest) -> None:
         raise bad_request("response_format: only text; POST /run has results with a schema")
 
 
+def named_session(request: ChatRequest) -> str:
+    """The id of the session that the body names; empty for a new one.
+
+    Raises:
+        Error: ``bad_request``.
+    """
+    named = (request.metadata or {}).get("session_id")
+    if named is not None and not isinstance(named, str):
+        raise bad_request("metadata.session_id: must be text")
+    return named or ""
+
+
 def conversation_of(request: ChatRequest) -> ChatPrompt:
     """All messages of a request, as the prompt of a new conversation.
 

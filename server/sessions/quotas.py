@@ -109,6 +109,18 @@ class SessionQuotas:
         if not rate.allows():
             raise self._rate_limited(app_name)
 
+    def check_has_prompts(self, app_name: str) -> None:
+        """Check that a prompt would be accepted now, without counting it.
+
+        In a cluster, the check that counts it decides.
+
+        Raises:
+            Error: ``rate_limited``; the app sends too many prompts.
+        """
+        rate = self._prompt_rates.get(app_name)
+        if rate is not None and not rate.has_token():
+            raise self._rate_limited(app_name)
+
     async def check_shared_prompt_rate(self, app_name: str) -> None:
         """Count a prompt of that app on all nodes of the cluster.
 

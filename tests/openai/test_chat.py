@@ -155,6 +155,10 @@ async def test_failures_have_the_shape_of_the_api(
         await answer(chat, user("x"), response_format={"type": "json_object"})
     with pytest.raises(openai.BadRequestError):
         await answer(chat, user("x"), n=2)
+    odd: tuple[Any, ...] = 7, [], {"a": "b"}
+    for named in odd:
+        with pytest.raises(openai.BadRequestError):
+            await answer(chat, user("x"), metadata={"session_id": named})
     with pytest.raises(openai.InternalServerError) as failed:
         await answer(chat, user(script({"error": {"code": -32603, "message": "broken"}})))
     assert failed.value.code == "agent_failed"
@@ -164,6 +168,17 @@ async def test_failures_have_the_shape_of_the_api(
             await answer(stranger, user("x"))
         with pytest.raises(openai.AuthenticationError):
             await stranger.models.list()
+
+
+async def test_prompt_above_the_rate_makes_no_session(server: LocalServer) -> None:
+    limited = await server.client("limited", limits={"prompts_per_min": 1, "sessions": 1})
+    await limited.create()
+    body = {"messages": [{"role": "user", "content": "x"}]}
+    status, reply = await limited.post("/v1/chat/completions", body)
+    assert (status, reply["error"]["code"]) == (503, "pool_full")
+    await limited.turn((await limited.get("/sessions"))[1]["sessions"][0]["session_id"], "x")
+    status, reply = await limited.post("/v1/chat/completions", body)
+    assert (status, reply["error"]["code"]) == (429, "rate_limited")
 
 
 async def test_calls_that_the_server_does_not_have_fail_in_the_shape_of_the_api(

@@ -166,9 +166,11 @@ async def complete_chat(request: web.Request) -> Annotated[web.StreamResponse, C
     async with waiting(request):
         body = await read_body(request, requests.ChatRequest)
     requests.check_format(body)
-    accounts, app_name = context_of(request).sessions.accounts, app_name_of(request)
-    await accounts.update(app_name)
-    accounts.check(app_name)  # before a session is made
+    sessions, app_name = context_of(request).sessions, app_name_of(request)
+    await sessions.accounts.update(app_name)
+    # Before a session is made.
+    sessions.accounts.check(app_name)
+    sessions.quotas.check_has_prompts(app_name)
     async with contextlib.AsyncExitStack() as stack:
         session, blocks = await _chat_session(request, body, stack)
         request[LOGGED_SESSION_ID] = session.id
@@ -200,10 +202,9 @@ async def _chat_session(
         Error: the errors of a new session, or ``not_found``.
     """
     sessions, app_name = context_of(request).sessions, app_name_of(request)
-    named = request.headers.get(SESSION_HEADER) or (body.metadata or {}).get("session_id")
-    if named:
+    if named := request.headers.get(SESSION_HEADER) or requests.named_session(body):
         try:
-            return await sessions.get(str(named), app_name), requests.last_prompt(body)
+            return await sessions.get(named, app_name), requests.last_prompt(body)
         except ElsewhereError:
             request[READ_BODY] = msgspec.json.encode(body)  # for the session's node
             raise
