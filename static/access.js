@@ -8,7 +8,7 @@ import { attention } from './notify.js'
 import { conversations, prepare } from './parts.js'
 import { buildShell } from './shell.js'
 import { storage } from './storage.js'
-import { guard, say } from './views/dom.js'
+import { guard, refill, say } from './views/dom.js'
 import { signInView } from './views/signin.js'
 import { Wire } from './wire.js'
 
@@ -21,7 +21,7 @@ export async function begin() {
 	const share = given.get('share')
 	// An earlier page would still take prompts
 	leave()
-	root.replaceChildren()
+	refill(root)
 	if (share) return resume(share, given.get('session'))
 	if (given.has('token')) {
 		storage.saveToken(given.get('token'))
@@ -52,7 +52,7 @@ function signIn(message, token) {
 		await enter(given)
 		storage.saveToken(given, keep)
 	})
-	root.replaceChildren(view.el)
+	refill(root, view.el)
 	view.focus()
 }
 
@@ -97,7 +97,7 @@ async function enter(token, shared) {
 	if (mine !== entering) return
 	leave()
 	Object.assign(app, { api, list })
-	root.replaceChildren(buildShell(shared))
+	refill(root, buildShell(shared))
 	route()
 	list.start()
 	loadAgents()

@@ -5,6 +5,8 @@ import { ask, toast } from './views/dialogs.js'
 import { copyText, say, word } from './views/dom.js'
 import { choice, entry } from './views/menu.js'
 
+const named = title => (title ? `“${title}”: ` : '')
+
 // The permission policies, of which one is chosen
 export const policyEntries = (chosen, choose) =>
 	['ask', 'approve-reads', 'approve-all', 'deny-all'].map(name =>
@@ -46,7 +48,7 @@ export function sessionActions(app) {
 	}
 
 	async function close({ id, title }) {
-		const text = `${title ? `“${title}”: ` : ''}the agent is stopped. Your next message continues the conversation.`
+		const text = named(title) + say('close_text')
 		if (await ask({ title: say('close'), text, action: 'Close session', danger: true }))
 			attempt(async () => {
 				await app.api.close(id)
@@ -55,7 +57,7 @@ export function sessionActions(app) {
 	}
 
 	async function purge({ id, title }) {
-		const text = `${title ? `“${title}”: ` : ''}the conversation, its files and its snapshots are deleted on the server. Nobody can bring them back.`
+		const text = named(title) + say('delete_text')
 		if (!(await ask({ title: 'Delete for good?', text, action: 'Delete for good', danger: true }))) return
 		attempt(async () => {
 			await app.api.purge(id)

@@ -27,7 +27,7 @@ document.addEventListener('keydown', event => {
 	else if (altKey && !command && (key === 'arrowup' || key === 'arrowdown')) view?.jumpTo(key === 'arrowup' ? -1 : 1)
 	else if ((command && key === '/') || (event.key === '?' && !command && !altKey && !takesText(target))) showHelp()
 	else if (key === 'escape' && app.shell.el.classList.contains('menu-open')) app.showSidebar(false)
-	else if (key === 'escape' && session?.running && !repeat && target.tagName !== 'INPUT') session.cancel()
+	else if (key === 'escape' && session?.running && !repeat && target.tagName !== 'INPUT') session.pause()
 	else {
 		if (event.key.length === 1 && key !== ' ' && !command && !altKey && !event.isComposing && !takesKeys(target))
 			composerOnScreen()?.focus()

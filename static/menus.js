@@ -52,6 +52,14 @@ function paletteEntries() {
 		entryOf(say('next'), 'shield', app.showWaiting, 'Ctrl .'),
 		entryOf(say('board'), 'board', () => app.show('board')),
 		...pageEntries(),
+		...(app.agents ?? [])
+			.filter(one => one.installed)
+			.map(({ name }) =>
+				entryOf(`New session with ${name}`, 'plus', () => {
+					app.chooseAgent(name)
+					app.go(null)
+				})
+			),
 		...(session
 			? [
 					...app.actions.entries(session),

@@ -106,7 +106,13 @@ export async function showSide(name, on = app.shell.sides[name]?.el.hidden ?? tr
 	const { sides, el } = app.shell
 	if (on && !sides[name]) {
 		const [module] = await Promise.all([loadSides(), styles('panels')])
-		sides[name] ??= new module[SIDES[name]](app, () => showSide(name, false))
+		const close = () => showSide(name, false)
+		sides[name] ??= new module[SIDES[name]](app, close)
+		sides[name].el.onkeydown = event => {
+			if (event.key !== 'Escape' || event.defaultPrevented) return
+			event.preventDefault()
+			close()
+		}
 		el.append(sides[name].el)
 	}
 	for (const [one, view] of Object.entries(sides))

@@ -21,7 +21,7 @@ export function parsePatch(text) {
 			const line = sign === '-' ? i : j
 			if (sign !== '+') i += 1
 			if (sign !== '-') j += 1
-			file.rows.push({ sign, text: one.slice(1).replace(/\r$/, ''), line })
+			file.rows.push({ sign, text: one.slice(1).replace(/\r$/, ''), line, ...(sign === ' ' && { old: i - 1 }) })
 		} else if (one.startsWith('@@')) {
 			const found = /^@@ -(\d+)(?:,(\d+))? \+(\d+)(?:,(\d+))? @@ ?(.*)$/.exec(one)
 			if (!found) continue

@@ -6,6 +6,7 @@ import { changesFiles, createTranscript, promptParts, reduce, seed } from './tra
 const FRAMES_KEPT = 500
 const MAX_TITLE = 200 // characters
 const READ_BACK_AFTER = 700 // ms
+const MAX_PREVIEW = 1000 // characters
 
 export class Session {
 	#listeners = {}
@@ -20,7 +21,7 @@ export class Session {
 		this.outbox = new Map()
 		this.queue = new Map()
 		this.sent = new Map() // turn_index -> {prompt, files}, of turns that wait
-		this.withdrawing = new Set()
+		this.withdrawing = new Map() // turn_index -> what happens with the {prompt, files}
 		this.frames = []
 		this.synced = false
 		this.changed = [] // files
@@ -42,7 +43,7 @@ export class Session {
 
 	start() {
 		for (const saved of this.#parts.storage.outbox(this.id)) {
-			if (saved.error) this.outbox.set(saved.id, saved)
+			if (saved.error || saved.state === 'paused') this.outbox.set(saved.id, saved)
 			else this.send(saved)
 		}
 		this.wire.start()
@@ -113,9 +114,29 @@ export class Session {
 		if (turnIndex !== undefined) this.#tell(this.wire.cancel(turnIndex))
 	}
 
-	withdraw(turnIndex) {
-		this.withdrawing.add(turnIndex)
+	// Only if the agent did not receive it
+	withdraw(turnIndex, take = sent => this.#emit('withdrawn', sent)) {
+		this.withdrawing.set(turnIndex, take)
 		this.cancel(turnIndex)
+	}
+
+	// Stops the turn. The server starts none of the prompts that wait: they are kept here
+	pause() {
+		for (const index of this.queue.keys())
+			this.withdraw(index, sent => {
+				const id = `turn ${index}`
+				this.outbox.set(id, { id, ...sent, state: 'paused' })
+				this.#changedOutbox()
+			})
+		this.cancel()
+	}
+
+	resume() {
+		for (const { id, state, prompt, files } of this.outbox.values()) {
+			if (state !== 'paused') continue
+			this.outbox.delete(id)
+			this.send({ prompt, files })
+		}
 	}
 
 	// Changes or moves a prompt that waits
@@ -126,10 +147,17 @@ export class Session {
 
 	// A prompt that waits goes to the running turn
 	sendNow(turnIndex) {
+		this.withdraw(turnIndex, sent => {
+			this.send({ ...sent, steer: true })
+			return true
+		})
+	}
+
+	// A prompt that waits; null if only its beginning is known, which the server shows
+	waitingPrompt(turnIndex) {
 		const { prompt } = this.queue.get(turnIndex)
-		const sent = this.sent.get(turnIndex) ?? { prompt }
-		this.cancel(turnIndex)
-		this.send({ ...sent, steer: true })
+		const { text } = promptParts(prompt)
+		return this.sent.get(turnIndex) ?? (text.length < MAX_PREVIEW && !/\[\w+\]/.test(text) ? { prompt } : null)
 	}
 
 	set(kind, value, key) {
@@ -224,12 +252,16 @@ export class Session {
 	}
 
 	#ended(index) {
-		const { prompt, withdrawn } = this.model.byIndex.get(index)
+		const turn = this.model.byIndex.get(index)
+		const { prompt, withdrawn } = turn
 		const sent = this.sent.get(index) ?? { prompt, files: [] }
 		this.sent.delete(index)
-		if (this.withdrawing.delete(index) && withdrawn) this.#emit('withdrawn', sent)
+		const take = this.withdrawing.get(index)
+		this.withdrawing.delete(index)
+		// Its prompt is shown where it is now
+		turn.elsewhere = Boolean(withdrawn && take?.(sent)) || this.outbox.has(`turn ${index}`)
 		if (!this.synced) return
-		this.#mayHaveChanged([this.model.byIndex.get(index)])
+		this.#mayHaveChanged([turn])
 		this.#takeTitle().catch(() => {})
 	}
 

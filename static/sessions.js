@@ -26,6 +26,7 @@ export function openSession(id, state = app.list.states.get(id)) {
 			turnEntries: actions.turnEntries,
 			policies: () => actions.policies(id),
 			keep: () => actions.keep(id),
+			login: () => app.show('agents'),
 			files: (folder, levels) => api.files(id, folder, levels),
 			focused: () => focusPane(id),
 			closePane: () => app.closePane(id),
@@ -33,6 +34,12 @@ export function openSession(id, state = app.list.states.get(id)) {
 			review: () => {
 				focusPane(id)
 				app.showSide('changes')
+			},
+			openFile: async uri => {
+				if (api.shared) return
+				focusPane(id)
+				await app.showSide('changes', true)
+				app.shell.sides.changes.openFile(uri)
 			}
 		}
 	})

@@ -15,21 +15,26 @@ const STATIC = fileURLToPath(new URL('../../static/', import.meta.url));
 const MODULES = fileURLToPath(new URL('../../node_modules/', import.meta.url));
 const FOLDER = process.argv[2];
 const FRESH = `${FOLDER}.${process.pid}`;
-// Names of the page's own properties, which neither the browser, a library, the protocol nor the storage knows,
-// and which no string and no part of a template has.
+// Names of the page's own properties, and of parts of its templates, which neither the browser, a library, the protocol
+// nor the storage knows, and by which no string finds a property.
 const OWN_NAMES = new RegExp(
 	`^(${`
-		abandoned actions addressOf adminToken agentName attachments auditApp auditEvent awaySince beside byIndex
-		byKey callAdmin calls caution cell checkWords chooseAgent closePane closeText complain composer
-		conversation danger dirty draft draw drawn draws durationMs edits elapsed endedAt expiresAt explored
-		focusComposer folded following forget goBeside headings hear inHistory isLast isNarrow jumpTo leftEnd
-		loadAgents loadingShownAt loadMore look lookAtChanges looking menuOf nextAt opened openSession outbox
-		panels parts paths permissions pickers policies preferences projectsShown readTo recent refusal refused
-		reopen replacing requestId requeue retryAt rewritten saidShown saveDraft saveOutbox savePreferences
-		saveToken scroll seededAt seen sendAnew sent setAgents setPane setProjects setPurpose setRunning shell
-		shown showSide showSidebar showWaiting sides signOut stale startedAt startNew stash states stopReason
-		subagents suggestions synced terminal ticked tiles timer toEnd toggleNotify toolKind turn turnEntries
-		turnIndex turns turnViews unended unsent view views visiting visitWaiting wire withdrawing
+		abandoned actions addressOf adminToken again agentName asked attachments attempt auditApp auditEvent awaySince
+		beside blocked boxes buttons byIndex byKey callAdmin calls cancel cards caution cell cells changing checkWords
+		choice choices choose chooseAgent closePane closeText codes column comments compared complain composer
+		connection contents conversation copying current danger dirty discard dollars draft draw drawn draws durationMs
+		edits elapsed elsewhere endedAt expiresAt explores facts focusComposer folded following forget goBeside greeting
+		heading headings hear ideas inHistory inPage inWorktree isLast isLong isNarrow jumpTo later leave leftEnd load
+		loadAgents loadingShownAt loadMore look lookAtChanges looking menuOf nextAt offered older onDevice onLine opened
+		openFile openSession outbox palette panels parts paths pause permissions picker pickers policies policy
+		policyName preferences probe projects projectsShown purpose queue reach readTo recent refusal refused reopen
+		replacing requestId requests requeue resume retryAt review reviewWords rewritten saveDraft saveOutbox
+		savePreferences saveToken scroll scroller seededAt seen sendAnew sendNow sendWords sent setAgents setPane
+		setProjects setPurpose setRunning setup shared shell show shown showSide showSidebar showWaiting sides signOut
+		sinceName sought spoken stale startedAt startNew stash states stopReason storage subagents suggestions synced
+		tabs tasks terminal ticked tiles timer toEnd toolKind tools touched turn turnEntries turnIndex turns turnViews
+		undoName undoneWords unended unfold unsent view views visit visiting visitTurn visitWaiting waitingPrompt whyNot
+		wire withdraw withdrawing words written
 	`
 		.trim()
 		.replaceAll(/\s+/g, '|')})$`
@@ -70,6 +75,27 @@ const loadedLater = {
 		);
 	}
 };
+// What the page names often, of the language and the browser, gets short names. `performance.now` stays a look-up,
+// because tests replace it.
+const OFTEN = `
+	Array.isArray JSON.stringify Math.max Math.min Number.isFinite Object.assign Object.entries performance.now
+	Boolean String URLSearchParams clearTimeout document encodeURIComponent globalThis location requestAnimationFrame
+	setTimeout
+`
+	.trim()
+	.split(/\s+/);
+const shortOf = name => `short_${name.replace('.', '_')}`;
+const ALIASES = `${FRESH}.aliases.mjs`;
+// In other words than those that are replaced.
+const aliases = OFTEN.map(name => {
+	const [owner, method] = name.split('.');
+	if (owner === 'performance')
+		return `const clock = performance; export const ${shortOf(name)} = () => clock.${method}()`;
+	if (name === 'globalThis') return `export const ${shortOf(name)} = self`;
+	return method
+		? `export const { ${method}: ${shortOf(name)} } = ${owner}`
+		: `export const { ${name}: ${shortOf(name)} } = self`;
+});
 const common = {
 	bundle: true,
 	minify: true,
@@ -105,6 +131,7 @@ const libraries = Object.entries(JSON.parse(map).imports);
 
 mkdirSync(FRESH, { recursive: true });
 try {
+	writeFileSync(ALIASES, aliases.join('\n'));
 	const own = await build({
 		...common,
 		entryPoints: [PAGE],
@@ -112,6 +139,9 @@ try {
 		outdir: FRESH,
 		splitting: true,
 		mangleProps: OWN_NAMES,
+		mangleCache: {},
+		define: Object.fromEntries(OFTEN.map(name => [name, shortOf(name)])),
+		inject: [ALIASES],
 		chunkNames: 'p-[hash]',
 		external: libraries.map(([name]) => name),
 		metafile: true
@@ -159,6 +189,7 @@ try {
 		.replaceAll(/(?<=")static\/[\w.-]+\.(?:css|js)(?=")/g, path =>
 			path.includes('-') && first.includes(path) ? path : `${path}?v=${version}`
 		)
+		.replaceAll(/(?<=data-part=")\w+/g, name => own.mangleCache[name] ?? name)
 		.replaceAll(/\n\t+/g, '\n');
 	writeFileSync(`${FRESH}/index.html`, page);
 	writeFileSync(
@@ -168,6 +199,7 @@ try {
 	rmSync(FOLDER, { recursive: true, force: true });
 	renameSync(FRESH, FOLDER);
 } finally {
+	rmSync(ALIASES, { force: true });
 	rmSync(FRESH, { recursive: true, force: true });
 }
 

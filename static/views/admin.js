@@ -4,7 +4,7 @@ import { list, record, records } from '../normalise.js'
 import { adminForm } from './adminsign.js'
 import { copyButton } from './code.js'
 import { ask, toast } from './dialogs.js'
-import { filled, h, iconButton, say, setText, template } from './dom.js'
+import { filled, h, iconButton, refill, say, setText, template } from './dom.js'
 import { ago, compact, dotted, money } from './format.js'
 import { PanelPage, pill } from './panel.js'
 
@@ -36,13 +36,13 @@ export class AdminPanel extends PanelPage {
 		this.leave.hidden = !app.adminToken
 		if (!app.adminToken) {
 			const form = adminForm(app, () => this.#draw())
-			return this.body.replaceChildren(h('p.lede', { text: say('apps_their') }), form.el)
+			return refill(this.body, h('p.lede', { text: say('apps_their') }), form.el)
 		}
 		const { el, bar, content } = template('admin')
 		Object.assign(this, { content, tabs: [...bar.children] })
 		for (const one of this.tabs) one.onclick = () => this.#show(one.dataset.tab)
 		bar.onkeydown = event => this.#arrow(event)
-		this.body.replaceChildren(...el.children)
+		refill(this.body, ...el.children)
 		this.#show(this.tab)
 	}
 
@@ -68,10 +68,10 @@ export class AdminPanel extends PanelPage {
 		try {
 			const build = { tokens: () => this.#tokens(), usage: () => this.#usage(), audit: () => this.#audit() }[name]
 			const nodes = await build()
-			if (this.tab === name) this.content.replaceChildren(...nodes)
+			if (this.tab === name) refill(this.content, ...nodes)
 		} catch (error) {
 			if (!this.app.adminToken) return this.#draw()
-			this.content.replaceChildren(h('p.form-note', { role: 'alert', text: error.message }))
+			refill(this.content, h('p.form-note', { role: 'alert', text: error.message }))
 		}
 		this.content.ariaBusy = 'false'
 	}
@@ -113,7 +113,7 @@ export class AdminPanel extends PanelPage {
 	}
 
 	async #revoke(name) {
-		const text = `“${name}” is signed out everywhere at once. Its turns and runs are ended; its conversations stay.`
+		const text = `“${name}” ${say('revoke_text')}`
 		if (await ask({ title: say('revoke'), text, action: 'Revoke', danger: true })) this.#change('DELETE', name)
 	}
 
@@ -143,7 +143,7 @@ export class AdminPanel extends PanelPage {
 			const secret = filled('new-secret', { ...texts, link: linkOf(made.token) })
 			secret.token.after(copyButton(() => made.token))
 			secret.link.after(copyButton(() => linkOf(made.token), say('copy_the')))
-			result.replaceChildren(...secret.el.children)
+			refill(result, ...secret.el.children)
 		}
 		return el
 	}

@@ -3,7 +3,7 @@ import { spell } from '../marks.js'
 import { list, records, string } from '../normalise.js'
 import { adminForm } from './adminsign.js'
 import { copyButton } from './code.js'
-import { filled, h, hint, iconButton, say, setText, template } from './dom.js'
+import { filled, h, hint, iconButton, refill, say, setText, template } from './dom.js'
 import { PanelPage, pill } from './panel.js'
 
 const COMMAND = /^(npm|npx|pnpm|pip|pipx|uv|uvx|curl|brew|cargo|go|apt) /
@@ -19,6 +19,12 @@ export class AgentsPanel extends PanelPage {
 		Object.assign(this, { note, grid })
 		this.body.append(...el.children)
 		this.#draw()
+	}
+
+	/** @override */
+	focus() {
+		super.focus()
+		this.app.loadAgents()
 	}
 
 	update() {
@@ -52,7 +58,7 @@ export class AgentsPanel extends PanelPage {
 			some.length ? [h('h2', { text: title }), ...some.map(one => this.#card(one))] : []
 		const missing = known.filter(one => !one.installed)
 		const ready = known.filter(one => one.installed)
-		this.grid.replaceChildren(...section('Installed', ready), ...section('Can be installed', missing))
+		refill(this.grid, ...section('Installed', ready), ...section('Can be installed', missing))
 	}
 
 	#card({ name, installed, default: first, install, auth_methods: methods, login_required: required }) {

@@ -1,7 +1,7 @@
 // Takes no focus, so that no key answers by accident
 import { isOpen } from '../transcript.js'
-import { deadline } from './deadline.js'
-import { say, setText, uid, View, word } from './dom.js'
+import { showDeadline } from './deadline.js'
+import { refill, say, setText, uid, View, word } from './dom.js'
 
 export class AskView extends View {
 	constructor(id, request, context, words) {
@@ -41,7 +41,7 @@ export class AskView extends View {
 		if (!open) {
 			if (this.byKey) this.context.focusComposer()
 			this.byKey = null
-			this.details.replaceChildren()
+			refill(this.details)
 		}
 		card.hidden = !open
 		setText(this.result, open ? '' : this.#words())
@@ -50,9 +50,7 @@ export class AskView extends View {
 
 	// How long the request waits
 	#tick() {
-		const due = isOpen(this.request) && deadline(this.request.expiresAt)
-		setText(this.due, due ? due.words : '')
-		this.due.dataset.urgent = String(due ? due.urgent : false)
+		const due = showDeadline(this.due, isOpen(this.request) ? this.request.expiresAt : null)
 		if (due?.again && (this.el.isConnected || !this.ticked)) setTimeout(() => this.#tick(), due.again)
 		this.ticked = true
 	}

@@ -1,4 +1,4 @@
-import { h, icon, say, setText } from './dom.js'
+import { h, icon, refill, say, setText } from './dom.js'
 import { bytes } from './format.js'
 
 const INLINE = /^image\/(png|jpeg|gif|webp)$/
@@ -78,7 +78,8 @@ export class Attachments {
 		item.note = h('small', { text: error ?? (size && state === 'ready' ? bytes(size) : '') })
 		item.bar = h('progress', { max: 1, label: `Uploading ${name}` })
 		item.el.dataset.state = state
-		item.el.replaceChildren(
+		refill(
+			item.el,
 			block?.type === 'image'
 				? h('img', { src: `data:${block.mimeType};base64,${block.data}`, alt: '' })
 				: icon(error ? 'alert' : 'file'),

@@ -3,7 +3,7 @@ import { nameOf } from '../list.js'
 import { spell } from '../marks.js'
 import { record, records, string } from '../normalise.js'
 import { titleOfRequest } from './calltitle.js'
-import { deadline } from './deadline.js'
+import { showDeadline } from './deadline.js'
 import { toast } from './dialogs.js'
 import { filled, guard, h, icon, iconButton, leadTo, say, setChildren, setText, template } from './dom.js'
 import { ago, compact, dotted, duration, money, plural } from './format.js'
@@ -139,11 +139,7 @@ export class BoardPanel extends PanelPage {
 						? duration(Math.max(1, Math.floor(since)) * 1000)
 						: ''
 			)
-			for (const one of el.querySelectorAll('.tile-deadline')) {
-				const due = deadline(Number(one.dataset.at), now)
-				setText(one, due?.words ?? '')
-				one.dataset.urgent = String(due?.urgent ?? false)
-			}
+			for (const one of el.querySelectorAll('.due')) showDeadline(one, Number(one.dataset.at), now)
 		}
 	}
 }

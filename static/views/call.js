@@ -1,6 +1,7 @@
 import { MAX_PATH, pretty } from '../normalise.js'
 import { codeBlock, exactBlock } from './code.js'
-import { contentBlock } from './content.js'
+import { commandOf } from './command.js'
+import { contentBlock, fileChip } from './content.js'
 import { diffView } from './diff.js'
 import { exactNodes, guard, h, hint, icon, jsonNodes, say } from './dom.js'
 import { shortPath } from './format.js'
@@ -9,15 +10,6 @@ import { MarkdownView } from './markdown.js'
 export const hasDiff = ({ content }) => content.some(({ type }) => type === 'diff')
 
 const MAX_TOLD = 60_000 // characters
-const PLAIN = /^[\w@%+=:,./-]+$/
-
-export function commandOf({ input }) {
-	const command = input?.command ?? input?.cmd
-	if (typeof command === 'string') return command
-	const words = Array.isArray(command) && command.length && command.every(word => typeof word === 'string')
-	return words ? command.map(word => (PLAIN.test(word) ? word : `'${word.replaceAll("'", "'\\''")}'`)).join(' ') : ''
-}
-
 export function contentView(one, cwd) {
 	if (one.type === 'diff') return diffView(one, cwd)
 	if (one.type === 'terminal') return hint(say('the_output'))
@@ -31,7 +23,7 @@ export const locationsView = list =>
 	h(
 		'p.chips.hint',
 		{},
-		list.map(({ path, line }) => h('code', { title: path, text: shortPath(path) + (line ? `:${line}` : '') }))
+		list.map(({ path, line }) => fileChip(shortPath(path) + (line ? `:${line}` : ''), path))
 	)
 
 export const section = label => value =>

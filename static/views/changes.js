@@ -6,9 +6,9 @@ import { promptParts } from '../transcript.js'
 import { base64 } from './attachments.js'
 import { codeBlock, copyButton } from './code.js'
 import { Comments, showCount } from './comments.js'
-import { ask } from './dialogs.js'
+import { ask, toast } from './dialogs.js'
 import { counts, rowsView } from './diff.js'
-import { h, hint, icon, iconButton, say, setText, template, View } from './dom.js'
+import { guard, h, hint, icon, iconButton, refill, say, setText, template, View } from './dom.js'
 import { bytes, languageOf, plural } from './format.js'
 import { choice, menuButton } from './menu.js'
 
@@ -18,18 +18,14 @@ export class ChangesView extends View {
 	constructor(app, onclose) {
 		super('changes', { app, tab: 'changed', turn: null })
 		this.close.onclick = onclose
-		this.el.onkeydown = event => {
-			if (event.key !== 'Escape' || event.defaultPrevented) return
-			event.preventDefault()
-			onclose()
-		}
 		this.again.onclick = () => this.load()
 		for (const name of ['changed', 'files']) this[name].onclick = () => this.open(name)
 		this.tools.prepend(menuButton(this.since, () => this.#turns()))
-		this.tools.append(
-			h('span.grow'),
-			copyButton(() => this.#text(this.#address('')), 'Copy patch')
-		)
+		this.tools.append(copyButton(() => this.#text(this.#address('')), 'Copy patch'))
+		this.columns.onclick = () => {
+			app.storage.savePreferences({ split: !this.split })
+			this.load()
+		}
 		this.undo.onclick = () => this.#undo()
 		this.send.onclick = () => this.#sendComments()
 		this.list.onkeydown = ({ key, ctrlKey, metaKey }) => {
@@ -56,6 +52,28 @@ export class ChangesView extends View {
 		this[this.tab].focus()
 	}
 
+	// Whether old and new lines stand side by side
+	get split() {
+		return Boolean(this.app.storage.preferences().split)
+	}
+
+	// A file of the session's folder, by its path or its address
+	openFile(uri) {
+		const { cwd } = this.session.state
+		const given = uri.startsWith('file:')
+			? guard(
+					() => decodeURIComponent(URL.parse(uri).pathname),
+					() => '/'
+				)
+			: uri
+		const path = given.startsWith(`${cwd}/`) ? given.slice(cwd.length + 1) : given
+		if (path.startsWith('/')) return toast(say('outside'))
+		this.sought = path
+		for (let end = path.length; end > 0; end = path.lastIndexOf('/', end - 1))
+			this.opened.add(`files ${path.slice(0, end)}`)
+		this.open('files')
+	}
+
 	open(tab) {
 		this.tab = tab
 		for (const name of ['changed', 'files']) this[name].ariaPressed = String(name === tab)
@@ -78,6 +96,7 @@ export class ChangesView extends View {
 		if (!text) return
 		this.app.open.get(session.id).view.send({ prompt: [{ type: 'text', text }] }, () => {
 			comments.clear()
+			this.focus()
 			this.load()
 		})
 	}
@@ -119,6 +138,8 @@ export class ChangesView extends View {
 		const mine = (this.loading = {})
 		setText(this.sinceName, this.turn ? `Since “${titleOfTurn(this.turn)}”` : 'The whole session')
 		this.tools.hidden = this.undo.hidden = !changed
+		this.el.classList.toggle('split', changed && this.split)
+		this.columns.ariaPressed = String(this.split)
 		setText(this.undoName, this.turn ? 'Undo since here' : 'Undo all')
 		this.list.ariaBusy = 'true'
 		try {
@@ -126,11 +147,11 @@ export class ChangesView extends View {
 			if (mine !== this.loading) return
 			// A comment that is being written stays where it is
 			this.stale = this.list.querySelector('textarea:focus') !== null
-			if (!this.stale) this.list.replaceChildren(...rows)
+			if (!this.stale) refill(this.list, ...rows)
 			setText(this.note, rows.length ? '' : changed ? say('no_changes') : say('no_files'))
 		} catch (error) {
 			if (mine !== this.loading) return
-			this.list.replaceChildren()
+			refill(this.list)
 			setText(this.note, error.message)
 		}
 		if (session === this.session) this.list.ariaBusy = 'false'
@@ -191,7 +212,7 @@ export class ChangesView extends View {
 		const found = parsePatch(await this.#text(this.#address(path)))
 		const rows = found.flatMap(one => one.rows)
 		if (!rows.length) return hint(found.some(one => one.binary) ? say('not_text') : say('no_lines'))
-		return rowsView(rows, path, this.comments.of(path))
+		return rowsView(rows, path, { ...this.comments.of(path), split: this.split && !this.app.isNarrow() })
 	}
 
 	async #undo() {
@@ -236,6 +257,10 @@ export class ChangesView extends View {
 		setText(view.name, nameOf(path))
 		view.name.title = path
 		view.stat.replaceWith(h('small', { text: folder || type === 'link' ? '' : bytes(size) }))
+		if (path === this.sought) {
+			this.sought = null
+			requestAnimationFrame(() => view.el.firstElementChild.focus())
+		}
 		const inside = async () => {
 			const rows = (await this.#entries(path)).map(one => this.#entry(one))
 			return rows.length ? rows : hint('Empty')

@@ -1,6 +1,6 @@
 import { spell } from '../marks.js'
 import { trusted } from '../trusted.js'
-import { codeNodes, copyText, exactNodes, h, setText, template, whenNear } from './dom.js'
+import { codeNodes, copyText, exactNodes, h, refill, setText, template, whenNear } from './dom.js'
 import { plural } from './format.js'
 
 export const MAX_COLOURED = 60_000 // characters
@@ -35,7 +35,7 @@ async function paint(code) {
 	const nodes = tokens.flatMap(([name, part]) =>
 		name ? [h('span', { class: name }, codeNodes(part))] : codeNodes(part)
 	)
-	code.replaceChildren(...nodes, ...codeNodes(now.slice(text.length)))
+	refill(code, ...nodes, ...codeNodes(now.slice(text.length)))
 }
 
 export function codeBlock(text, language = '', growing = false) {

@@ -6,18 +6,19 @@ export class Comments {
 	/** @param {Props[]} saved @param {(items: Props[]) => void} onchange */
 	constructor(saved, onchange) {
 		this.items = new Map((saved ?? []).map(one => [one.key, one]))
+		this.buttons = new Map()
 		this.onchange = onchange
 	}
 
 	// Comments with words, in the order of the files and lines
 	get written() {
 		const order = (a, b) => (a.path === b.path ? a.line - b.line : a.path < b.path ? -1 : 1)
-		return [...this.items.values()].filter(({ words }) => words.trim()).sort(order)
+		return [...this.items.values()].filter(({ text }) => text.trim()).sort(order)
 	}
 
 	get prompt() {
 		return this.written
-			.map(({ path, line, sign, code, words }) => `${path}, line ${line}:\n> ${sign} ${code}\n${words.trim()}`)
+			.map(({ path, line, sign, code, text }) => `${path}, line ${line}:\n> ${sign} ${code}\n${text.trim()}`)
 			.join('\n\n')
 	}
 
@@ -37,6 +38,7 @@ export class Comments {
 					tabIndex: -1,
 					onclick: () => this.#open(button, keyOf(row), { ...row, path })
 				})
+				this.buttons.set(keyOf(row), button)
 				return button
 			},
 			box: row => this.items.has(keyOf(row)) && this.#box(keyOf(row))
@@ -44,18 +46,18 @@ export class Comments {
 	}
 
 	#open(button, key, { path, line, sign, text }) {
-		const row = button.parentElement
+		const row = button.closest('.pair') ?? button.parentElement
 		if (!this.items.has(key)) {
-			this.items.set(key, { key, path, line, sign, code: text.slice(0, 500), words: '' })
+			this.items.set(key, { key, path, line, sign, code: text.slice(0, 500), text: '' })
 			row.after(this.#box(key))
 		}
-		row.nextElementSibling.querySelector('textarea').focus()
+		this.items.get(key).field.focus()
 	}
 
 	#box(key) {
 		const item = this.items.get(key)
 		const { el, field, remove } = template('comment')
-		const number = () => el.previousElementSibling?.querySelector('.no')
+		const number = () => this.buttons.get(key)
 		const drop = () => {
 			this.items.delete(key)
 			number()?.focus()
@@ -63,9 +65,10 @@ export class Comments {
 			this.onchange(this.written)
 		}
 		field.ariaLabel = `Comment on line ${item.line}`
-		field.value = item.words
+		field.value = item.text
+		Object.defineProperty(item, 'field', { value: field, configurable: true }) // not stored
 		field.oninput = () => {
-			item.words = field.value
+			item.text = field.value
 			this.onchange(this.written)
 		}
 		field.onkeydown = event => {

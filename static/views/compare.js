@@ -3,7 +3,7 @@ import { spell } from '../marks.js'
 import { record } from '../normalise.js'
 import { answerOf, promptParts } from '../transcript.js'
 import { counts } from './diff.js'
-import { filled, h, setChildren, setText } from './dom.js'
+import { filled, h, say, setChildren, setText } from './dom.js'
 import { compact, dotted, duration, money, plural } from './format.js'
 import { MarkdownView } from './markdown.js'
 import { PanelPage, pill } from './panel.js'
@@ -26,10 +26,7 @@ export class ComparePanel extends PanelPage {
 		const results = states
 			.sort((a, b) => a.created_at - b.created_at)
 			.map(({ session_id: id }) => resultOf(app.openSession(id).session))
-		setText(
-			this.asked,
-			results[0] ? promptParts(results[0].turn.prompt).text.slice(0, 300) : 'There is nothing to compare.'
-		)
+		setText(this.asked, results[0] ? promptParts(results[0].turn.prompt).text.slice(0, 300) : say('not_compared'))
 		const ended = results.length > 1 && results.every(({ done }) => done)
 		const least = name => ended && Math.min(...results.map(one => one[name] || Infinity))
 		const [fastest, cheapest] = [least('ms'), least('amount')]

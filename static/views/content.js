@@ -22,7 +22,9 @@ export function contentBlock(given) {
 				)
 	}
 	if (type === 'image' || type === 'audio') {
-		const src = safeImage(data ? `data:${mimeType};base64,${data}` : uri)
+		const inline = data && `data:${mimeType};base64,${data}`
+		if (type === 'audio' && AUDIO.test(inline)) return h('audio', { src: inline, controls: '', label: mimeType })
+		const src = safeImage(inline || uri)
 		if (type === 'audio' || !src) return fileChip(`${type}, ${mimeType}`, uri)
 		const { el, image } = template('image')
 		image.src = src
@@ -32,6 +34,7 @@ export function contentBlock(given) {
 	return codeBlock(pretty(data), 'json').el
 }
 
+const AUDIO = /^data:audio\/[\w.+-]+;base64,/i
 const PICTURE = /^data:image\/(png|jpeg|gif|webp|avif|svg\+xml)[;,]/i
 
 export function safeImage(src) {
@@ -42,12 +45,17 @@ export function safeImage(src) {
 	return origin === location.origin && /^[\s\0-\x20]*\//.test(src) ? href : ''
 }
 
-export function fileChip(name, title, size) {
-	return h(
-		'span.chip',
-		{ title },
-		icon('file'),
+// A file opens beside the conversation, a website in a tab of its own
+export function fileChip(name, uri, size) {
+	const { protocol, host, href } = URL.parse(uri, 'file://') ?? {}
+	const website = /^https?:$/.test(protocol) && host !== location.host
+	const inside = [
+		icon(website ? 'globe' : 'file'),
 		h('span.ellipsis', { text: name }),
-		size && h('small', { text: bytes(size) })
-	)
+		h('small', { text: website ? host : size ? bytes(size) : '' })
+	]
+	if (website) return h('a.chip', { href, title: href, target: '_blank', rel: 'noopener noreferrer' }, inside)
+	if (!uri || protocol !== 'file:') return h('span.chip', { title: uri }, inside)
+	const open = new CustomEvent('openfile', { bubbles: true, detail: uri })
+	return h('button.chip', { title: uri, onclick: ({ currentTarget }) => currentTarget.dispatchEvent(open) }, inside)
 }

@@ -1,6 +1,6 @@
-import { guard, oncePerFrame } from './dom.js'
+import { guard, oncePerFrame, refill } from './dom.js'
 import { rawView } from './notes.js'
-import { buildItem, TurnView } from './turn.js'
+import { buildItem, LONG, TurnView } from './turn.js'
 
 const FRAME_BUDGET = 10
 const OPEN_BUDGET = 30
@@ -23,6 +23,7 @@ export class ConversationView {
 				this.draw()
 			},
 			isLast: turn => turn === this.model.turns.at(-1),
+			isLong: ({ turnIndex }) => this.model.byIndex.get(turnIndex).items.length > LONG,
 			draws: turn => [...this.model.dirty].some(({ turnIndex }) => turnIndex === turn.index),
 			waits: turn => [...this.model.waiting.values()].some(({ turnIndex }) => turnIndex === turn.index)
 		}
@@ -31,12 +32,11 @@ export class ConversationView {
 	load(model) {
 		this.model = model
 		model.dirty.clear()
-		this.turns.replaceChildren()
+		refill(this.turns)
 		this.context.views = new WeakMap()
 		this.turnViews = new Map()
 		this.first = model.turns.length
-		const until = performance.now() + OPEN_BUDGET
-		while (this.#fill() && performance.now() < until);
+		this.#fillFor(OPEN_BUDGET)
 		this.#settle()
 		this.scroll.toEnd()
 		this.#later()
@@ -47,6 +47,21 @@ export class ConversationView {
 		if (!this.model) return
 		while (this.#fill());
 		while (this.model.dirty.size) this.#draw()
+	}
+
+	// The element of that turn, once it is drawn wholly
+	async reach(index) {
+		const turn = this.model.byIndex.get(index)
+		while (this.turnViews.get(turn)?.from !== 0 && this.#fillFor(IDLE_BUDGET)) await new Promise(requestAnimationFrame)
+		return this.turnViews.get(turn)?.el
+	}
+
+	// False when nothing is left to be drawn
+	#fillFor(budget) {
+		const until = performance.now() + budget
+		let more = true
+		while (more && performance.now() < until) more = this.#fill()
+		return more
 	}
 
 	#fill() {
@@ -119,10 +134,7 @@ export class ConversationView {
 		this.asked = true
 		const run = () => {
 			this.asked = false
-			const until = performance.now() + IDLE_BUDGET
-			let more = true
-			while (more && performance.now() < until) more = this.#fill()
-			if (more) this.#later()
+			if (this.#fillFor(IDLE_BUDGET)) this.#later()
 		}
 		if (globalThis.requestIdleCallback) requestIdleCallback(run, { timeout: 500 })
 		else setTimeout(run, 30)

@@ -1,3 +1,4 @@
+import { setText } from './dom.js'
 import { duration } from './format.js'
 
 const URGENT = 60_000 // ms
@@ -17,4 +18,12 @@ export function deadline(expiresAt, now = Date.now()) {
 		urgent: left < URGENT,
 		again: left % step || step
 	}
+}
+
+/** Shows it in an element; returns it. */
+export function showDeadline(el, expiresAt, now) {
+	const due = deadline(expiresAt, now)
+	setText(el, due?.words ?? '')
+	el.dataset.urgent = String(due?.urgent ?? false)
+	return due
 }

@@ -1,5 +1,5 @@
 import { spell } from '../marks.js'
-import { h, setText, template } from './dom.js'
+import { h, refill, setText, template } from './dom.js'
 
 /** @returns {Promise<string>} what a dialog returns when it is closed; a click beside it may close it, too */
 export function showDialog(el, light = true) {
@@ -40,6 +40,6 @@ export function popUp(el, close) {
 
 export function toast(text) {
 	const one = h('p', { text, onclick: () => one.remove() })
-	document.getElementById('toasts').replaceChildren(one)
+	refill(document.getElementById('toasts'), one)
 	setTimeout(() => one.remove(), 6000)
 }

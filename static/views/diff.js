@@ -4,7 +4,7 @@ import { spell } from '../marks.js'
 import { MAX_PATH, pretty } from '../normalise.js'
 import { MAX_COLOURED, tokensOf } from './code.js'
 import { moveByKeys } from './comments.js'
-import { exactNodes, h, say, setText, template, whenNear } from './dom.js'
+import { exactNodes, h, refill, say, setText, template, whenNear } from './dom.js'
 import { languageOf, plural } from './format.js'
 
 const CONTEXT = 3
@@ -85,13 +85,15 @@ export function diffView({ path = '', oldText, newText }, cwd) {
 	return el
 }
 
-/** @type {(body: HTMLElement, rows: Props[], comments?: Props, limit?: number) => void} */
-function drawRows(body, rows, comments, limit = MAX_ROWS) {
+/** @type {(body: HTMLElement, rows: Props[], how?: Props, limit?: number) => void} */
+function drawRows(body, rows, how = {}, limit = MAX_ROWS) {
 	const until = performance.now() + MARKED_TIME
-	const views = rows.slice(0, limit).flatMap(row => rowView(row, until, comments))
+	for (const row of rows) row.cells = []
+	const views = rows.slice(0, limit).flatMap(row => rowView(row, until, how))
 	const left = rows.length - limit
-	const more = () => drawRows(body, rows, comments, limit * 5)
-	body.replaceChildren(
+	const more = () => drawRows(body, rows, how, limit * 5)
+	refill(
+		body,
 		h('div.diff-rows', {}, views),
 		left > 0 ? h('button.quiet.wide', { text: `Show ${plural(left, 'more line')}`, onclick: more }) : ''
 	)
@@ -106,11 +108,12 @@ export function counts({ stat, plus, minus }, added, removed) {
 	minus.hidden = !removed
 }
 
-// Of rows that a unified diff has
-export function rowsView(rows, path, comments) {
+// Of rows that a unified diff has; `how` has `split`, and the number and the box of a row that takes comments
+/** @type {(rows: Props[], path: string, how?: Props) => Element} */
+export function rowsView(rows, path, how) {
 	pairLines(rows)
 	const body = h('div.diff-body', { tabIndex: 0, role: 'group', label: 'Lines' })
-	drawRows(body, rows, comments)
+	drawRows(body, rows, how)
 	whenNear(body, () => paint(rows, path))
 	return body
 }
@@ -125,8 +128,7 @@ async function paint(rows, path) {
 		const lines = linesOfTokens((await tokensOf(text, language)) ?? [])
 		for (const [index, row] of side.entries()) {
 			row.tokens = lines[index]
-			const { cell } = row
-			if (cell) cell.replaceWith(cellOf(row))
+			for (const cell of row.cells?.splice(0) ?? []) cell.replaceWith(cellOf(row))
 		}
 	}
 }
@@ -147,8 +149,10 @@ function cellOf(row, until) {
 	const { text, tokens } = row
 	row.marked ??= marks(/** @type {any} */ (row), until)
 	const known = tokens?.map(([, part]) => part).join('') === text
-	row.cell = h('span', {}, text ? overlay(row.marked, known ? tokens : [[null, text]]).map(wordView) : ' ')
-	return row.cell
+	const cell = h('span', {}, text ? overlay(row.marked, known ? tokens : [[null, text]]).map(wordView) : ' ')
+	row.cells ??= []
+	row.cells.push(cell)
+	return cell
 }
 
 const wordView = ([part, name, changed]) =>
@@ -197,9 +201,9 @@ export function marks({ sign, text, pair }, until = Infinity) {
 	return mine.map(({ value, added, removed }) => [value, Boolean(added || removed)])
 }
 
-/** @type {(row: Props, until?: number, comments?: Props) => any} */
-function rowView(row, until, comments) {
-	const { sign, line, note, folded, unended } = row
+/** @type {(row: Props, until?: number, how?: Props) => any} */
+function rowView(row, until, how = {}) {
+	const { sign, note, folded, unended, pair } = row
 	if (note) return h('div.row.gap', { text: note })
 	if (folded)
 		return h('button.row.gap', {
@@ -207,9 +211,27 @@ function rowView(row, until, comments) {
 			onclick: ({ currentTarget }) =>
 				currentTarget.replaceWith(...folded.slice(0, MAX_ROWS * 5).flatMap(one => rowView(one)))
 		})
-	const name = { '+': '.add', '-': '.del' }[sign] ?? ''
-	const number = comments ? comments.number(row) : h('span.no', { 'data-no': line })
-	const shown = h(`div.row${name}`, {}, number, h('span.sign', { text: sign }), cellOf(row, until))
 	const end = unended && sign !== ' ' && h('div.row.gap', { text: say('no_line') })
-	return [shown, comments?.box(row), end].filter(Boolean)
+	if (!how.split) return [lineView(row, until, how), how.box?.(row), end].filter(Boolean)
+	// It stands beside the line that it replaces
+	if (sign === '+' && pair) return [end].filter(Boolean)
+	const sides = {
+		'-': [row, pair],
+		'+': [null, row],
+		' ': [{ ...row, line: row.old, still: true }, row]
+	}[sign].map(one => (one ? lineView(one, until, how) : h('div.row')))
+	return [h('div.pair', {}, sides), how.box?.(row), pair && how.box?.(pair), end].filter(Boolean)
+}
+
+/** @type {(row: Props, until?: number, how?: Props) => any} */
+function lineView(row, until, { number } = {}) {
+	const { sign, line, still } = row
+	const name = { '+': '.add', '-': '.del' }[sign] ?? ''
+	return h(
+		`div.row${name}`,
+		{},
+		number && !still ? number(row) : h('span.no', { 'data-no': line }),
+		h('span.sign', { text: sign }),
+		cellOf(row, until)
+	)
 }

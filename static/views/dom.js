@@ -12,7 +12,7 @@ export function h(spec, props = {}, ...children) {
 	for (const [name, value] of Object.entries(props)) {
 		if (value == null || value === false) continue
 		if (name === 'text') setText(node, value)
-		else if (name === 'prose') node.replaceChildren(...nodesOf(value, PROSE))
+		else if (name === 'prose') refill(node, ...nodesOf(value, PROSE))
 		else if (name.startsWith('on')) node.addEventListener(name.slice(2), value)
 		else if (['value', 'tabIndex', 'checked'].includes(name)) node[name] = value
 		else
@@ -119,12 +119,15 @@ export function icon(name) {
 	return icons.get(name).cloneNode(true)
 }
 
+// Replaces what is in an element
+export const refill = (el, ...nodes) => el.replaceChildren(...nodes)
+
 const shownTexts = new WeakMap()
 
 export function setText(node, text) {
 	if (shownTexts.get(node) === text) return
 	shownTexts.set(node, text)
-	node.replaceChildren(...nodesOf(text))
+	refill(node, ...nodesOf(text))
 }
 
 export function setChildren(parent, nodes) {
@@ -157,19 +160,19 @@ let ids = 0
 export const uid = () => `u${(ids += 1)}`
 
 export function toggler(button, body, draw) {
-	const toggle = { open, touched: false }
-	function open(on = true) {
-		toggle.touched = true
-		show(on)
-		draw()
-	}
+	const toggle = { show, touched: false }
 	function show(on) {
 		body.hidden = !on
 		button.ariaExpanded = on
+		draw()
 	}
 	button.setAttribute('aria-controls', (body.id = uid()))
-	button.onclick = () => open(body.hidden)
-	show(false)
+	button.onclick = () => {
+		toggle.touched = true
+		show(body.hidden)
+	}
+	body.hidden = true
+	button.ariaExpanded = 'false'
 	return toggle
 }
 

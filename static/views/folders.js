@@ -1,7 +1,8 @@
 // The chooser of a project: recent ones, and the folders in the workspace roots
 import { nameOf } from '../list.js'
+import { spell } from '../marks.js'
 import { showDialog } from './dialogs.js'
-import { h, icon, say, setText, styles, template } from './dom.js'
+import { filled, h, icon, refill, say, setText, styles, template } from './dom.js'
 import { ago, plural } from './format.js'
 
 /** @param {Props} app @returns {Promise<{project: string | null, worktree: boolean} | null>} */
@@ -16,14 +17,12 @@ export async function chooseFolder(app, { project, worktree, recent }) {
 	let roots = []
 	let repositories = new Set()
 
-	const row = ({ path: one, repository }, detail, open) =>
-		h(
-			'button.folder-row',
-			{ onclick: open, 'aria-current': one === current ? 'true' : null, title: one },
-			icon(repository ? 'columns' : 'folder'),
-			h('span.ellipsis.grow', { text: nameOf(one), dir: 'auto' }),
-			h('small', { text: detail })
-		)
+	function row({ path: one, repository }, facts, open) {
+		const { el: button, sign } = filled('folder-row', { name: nameOf(one), facts })
+		sign.replaceWith(icon(repository ? 'columns' : 'folder'))
+		Object.assign(button, { onclick: open, title: spell(one) })
+		return button
+	}
 
 	function select(one) {
 		current = one
@@ -34,7 +33,8 @@ export async function chooseFolder(app, { project, worktree, recent }) {
 		const steps = root
 			? [[nameOf(root), root], ...parts.map((name, at) => [name, [root, ...parts.slice(0, at + 1)].join('/')])]
 			: []
-		path.replaceChildren(
+		refill(
+			path,
 			h('button.quiet', { onclick: () => show(null) }, 'Projects'),
 			...steps.flatMap(([name, to]) => [icon('chevron'), h('button.quiet', { onclick: () => show(to), text: name })])
 		)
@@ -48,7 +48,8 @@ export async function chooseFolder(app, { project, worktree, recent }) {
 			list.hidden = use.hidden = !roots.length
 			for (const { path: at, repository } of found.folders) if (repository) repositories.add(at)
 			select(one)
-			list.replaceChildren(
+			refill(
+				list,
 				...(one
 					? []
 					: recent.map(each =>
@@ -75,6 +76,9 @@ export async function chooseFolder(app, { project, worktree, recent }) {
 			select(one && roots.length ? null : one)
 		}
 		list.ariaBusy = 'false'
+		// The list has replaced the button with the focus
+		if (document.activeElement === document.body || document.activeElement === el)
+			(list.querySelector('button') ?? path.lastElementChild).focus()
 	}
 
 	repositories = new Set(worktree && project ? [project] : [])

@@ -6,7 +6,7 @@ import { trusted } from '../trusted.js'
 import { codeBlock } from './code.js'
 import { safeImage } from './content.js'
 import { diagramView } from './diagram.js'
-import { h, icon, nodesOf, template } from './dom.js'
+import { h, icon, nodesOf, refill, template } from './dom.js'
 import { heal } from './heal.js'
 import { escapeHtml, headingTag, isTooLong, options, safeHtml, TAGS } from './markup.js'
 import { formulaView } from './mathematics.js'
@@ -120,7 +120,8 @@ function showNoteMark(node) {
 	if (!way) return
 	const other = `${way === 'to' ? 'from' : 'to'} ${name}`
 	const find = () => [...node.closest('.md').querySelectorAll('sup[title]')].find(({ title }) => title === other)
-	node.replaceChildren(
+	refill(
+		node,
 		h(
 			'button.note-mark',
 			{

@@ -1,6 +1,6 @@
 import DOMPurify from 'dompurify'
 import { trusted } from '../trusted.js'
-import { h } from './dom.js'
+import { h, refill } from './dom.js'
 
 const MAX_LENGTH = 4000
 const MAX_KEPT = 500
@@ -36,7 +36,7 @@ export function formulaView(text, display) {
 
 function draw(el, text, display) {
 	try {
-		el.replaceChildren(DOMPurify.sanitize(mathml(text, display), SAFE))
+		refill(el, DOMPurify.sanitize(mathml(text, display), SAFE))
 	} catch {
 		el.classList.add('wrong') // the source stays visible
 	}

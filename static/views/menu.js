@@ -1,4 +1,4 @@
-import { h, icon, uid } from './dom.js'
+import { h, icon, refill, uid } from './dom.js'
 
 /** @type {(label: string, icon: string, onselect: () => any, more?: Props) => Props} an entry of a menu */
 export const entry = (label, icon, onselect, more) => ({ label, icon, onselect, ...more })
@@ -14,12 +14,12 @@ export function menuButton(button, build) {
 	button.setAttribute('popovertarget', id)
 	function onbeforetoggle({ newState }) {
 		if (newState !== 'open') return
-		menu.replaceChildren(...build().map(entryView))
+		refill(menu, ...build().map(entryView))
 		menu.ariaLabel = button.ariaLabel ?? button.textContent
-		;(menu.querySelector('[aria-checked="true"]') ?? menu.querySelector('button:enabled'))?.setAttribute(
-			'autofocus',
-			''
-		)
+		// The chosen one of a list of choices, or else the first
+		const first = menu.querySelector('button:enabled')
+		const start = first?.matches('[aria-checked]') && menu.querySelector('[aria-checked="true"]')
+		;(start || first)?.setAttribute('autofocus', '')
 	}
 	function onkeydown(event) {
 		const items = [...menu.querySelectorAll('button:enabled')]

@@ -1,6 +1,6 @@
 import { pretty } from '../normalise.js'
 import { codeBlock } from './code.js'
-import { h, icon, setText, template, View, word } from './dom.js'
+import { h, icon, refill, setText, template, View, word } from './dom.js'
 
 const SHOWN = 50
 const MAX_JSON = 200_000
@@ -18,7 +18,7 @@ export class PlanView extends View {
 		for (const [index, { content, status }] of entries.entries()) {
 			const row = this.list.children[index] ?? this.list.appendChild(template('plan-step').el)
 			const [mark, words, spoken] = row.children
-			if (row.dataset.status !== status) mark.replaceChildren(status === 'completed' ? icon('check') : '')
+			if (row.dataset.status !== status) refill(mark, status === 'completed' ? icon('check') : '')
 			row.dataset.status = status
 			setText(words, content)
 			setText(spoken, ` (${word('plan', status) ?? status})`)
@@ -49,7 +49,8 @@ export class RawView extends View {
 		setText(this.label, count > 1 ? `${name} × ${count}` : name)
 		if (!this.el.open || this.filled === count) return
 		this.filled = count
-		this.box.replaceChildren(
+		refill(
+			this.box,
 			codeBlock(
 				data
 					.slice(0, SHOWN)

@@ -1,8 +1,9 @@
 import { promptParts } from '../transcript.js'
-import { filled, h, icon, say } from './dom.js'
+import { filled, h, icon, refill, say } from './dom.js'
 import { promptBubble } from './messages.js'
 
 const button = (text, onclick) => h('button.quiet', { text, onclick })
+const waitingRow = ({ prompt }) => filled('queued', { words: promptParts(prompt).text || 'files' })
 
 export class OutboxView {
 	on
@@ -20,33 +21,64 @@ export class OutboxView {
 		])
 		if (shown === this.shown) return false
 		this.shown = shown
-		this.root.replaceChildren(...[...outbox.values()].map(one => this.#sent(one, away, closed)))
-		const { dock } = this.on
+		const unsent = [...outbox.values()]
+		const paused = unsent.filter(({ state }) => state === 'paused')
+		const others = unsent.filter(({ state }) => state !== 'paused')
+		refill(this.root, ...others.map(one => this.#sent(one, away, closed)))
+		const { dock, clear, discard, resume } = this.on
 		const waiting = [...queue.values()]
-		const at = [...dock.querySelectorAll('button')].indexOf(document.activeElement)
-		dock.hidden = !waiting.length
-		dock.replaceChildren(
+		const focused = dock.contains(document.activeElement) && document.activeElement
+		const row = focused && focused.closest('li').dataset.turn
+		const empty = () => {
+			waiting.map(clear)
+			paused.map(discard)
+		}
+		const count = waiting.length + paused.length
+		dock.hidden = !count
+		refill(
+			dock,
 			...waiting.map((one, index) => this.#queued(one, waiting[index - 1])),
-			waiting.length > 1
+			...paused.map(one => this.#paused(one)),
+			paused.length > 0 || count > 1
 				? h(
-						'li',
+						'li.chips',
 						{},
-						button('Clear the queue', () => waiting.map(one => this.on.clear(one)))
+						paused.length > 0 && button('Resume the queue', resume),
+						count > 1 && button('Clear the queue', empty)
 					)
 				: ''
 		)
-		if (at >= 0) dock.querySelectorAll('button')[at]?.focus()
+		if (focused) this.#refocus(dock, row, focused.textContent + focused.ariaLabel)
 		return true
 	}
 
+	// The same button of a prompt that has moved; without it, the next thing that there is
+	#refocus(dock, row, words) {
+		const all = [...dock.querySelectorAll('button')]
+		const own = all.filter(one => one.closest('li').dataset.turn === row)
+		const found = own.find(one => one.textContent + one.ariaLabel === words) ?? own[0] ?? all[0]
+		if (found) found.focus()
+		else this.on.focus()
+	}
+
+	#paused(one) {
+		const { el, now, up, change, take } = waitingRow(one)
+		Object.assign(el.dataset, { state: 'paused', turn: one.id })
+		now.replaceWith(h('small', { text: 'Paused' }))
+		up.remove()
+		change.onclick = () => this.on.edit(one)
+		take.onclick = () => this.on.discard(one)
+		return el
+	}
+
 	#queued(one, above) {
-		const { turn_index: turn, prompt } = one
+		const { turn_index: turn } = one
 		const { on } = this
-		const text = promptParts(prompt).text || 'files'
-		const { el, now, up, change, take } = filled('queued', { words: text })
+		const { el, now, up, change, take } = waitingRow(one)
+		el.dataset.turn = turn
 		now.onclick = () => on.sendNow(turn)
 		if (above) up.onclick = () => on.move(turn, above.turn_index)
-		else up.remove()
+		else up.style.visibility = 'hidden' // the others stand below each other
 		change.onclick = () => on.change(one)
 		take.onclick = () => on.withdraw(turn)
 		return el

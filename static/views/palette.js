@@ -1,7 +1,7 @@
 // Ctrl K: sessions, commands, settings, and everything that was said, from one field
 import { nameOf } from '../list.js'
 import { showDialog } from './dialogs.js'
-import { h, icon, markOption, say, setText, styles, template, uid } from './dom.js'
+import { filled, h, icon, markOption, refill, say, setText, styles, template, uid } from './dom.js'
 import { ago, dotted } from './format.js'
 
 const SEARCH_AFTER = 200 // ms after the last key
@@ -41,59 +41,50 @@ export async function openPalette(app, commands, typed) {
 		if (wanted.length && chosen.length && !found.some(({ title }) => matches(title, wanted)))
 			sections.sort(([a]) => (a === 'Commands' ? -1 : 1))
 		options = sections.flatMap(([, some]) => some)
-		list.replaceChildren(
-			...sections.flatMap(([name, some]) => [h('li.palette-heading', { role: 'presentation', text: name }), ...some])
+		refill(
+			list,
+			...sections.flatMap(([name, some]) => [h('li.menu-heading', { role: 'presentation', text: name }), ...some])
 		)
 		setText(note, options.length ? '' : say('nothing_is'))
 		mark(0)
 	}
 
-	const option = (onselect, ...parts) =>
-		h(
-			'li',
-			{
-				role: 'option',
-				id: uid(),
-				onpointermove: event => mark(options.indexOf(event.currentTarget)),
-				onclick: () => choose(onselect)
-			},
-			...parts
-		)
+	function option(onselect, sign, texts) {
+		const { el: row, sign: place } = filled('palette-option', texts)
+		place.replaceWith(sign)
+		row.id = uid()
+		row.onpointermove = () => mark(options.indexOf(row))
+		row.onclick = () => {
+			el.close()
+			onselect()
+		}
+		return row
+	}
 
 	const sessionOption = ({ id, title, agent, project, at, state }) =>
-		option(
-			() => app.go(id),
-			h('span.dot', { 'data-of': state }),
-			h('span.ellipsis.grow', { text: title || 'Untitled', dir: 'auto' }),
-			h('small', { text: dotted([agent, project && nameOf(project), at > 0 && ago(at)]) })
-		)
-	const commandOption = ({ label, detail, keys, icon: name, checked, onselect }) =>
-		option(
-			onselect,
-			icon(checked ? 'check' : (name ?? 'move')),
-			h('span.ellipsis.grow', { text: label }),
-			keys ? h('kbd', { text: keys }) : h('small.ellipsis', { text: detail && detail.length < 60 ? detail : '' })
-		)
-	const hitOption = ({ session_id: id, title, snippet }) =>
-		option(
-			() => app.go(id),
-			icon('list'),
-			h(
-				'span.palette-hit.grow',
-				{},
-				h('b.ellipsis', { text: title || 'Untitled' }),
-				h('span.ellipsis', { text: snippet, dir: 'auto' })
-			)
-		)
+		option(() => app.go(id), h('span.dot', { 'data-of': state }), {
+			title: title || 'Untitled',
+			facts: dotted([agent, project && nameOf(project), at > 0 && ago(at)])
+		})
+	const commandOption = ({ label, detail, keys = '', icon: name, checked, onselect }) =>
+		option(onselect, icon(checked ? 'check' : (name ?? 'move')), {
+			title: label,
+			keys,
+			facts: !keys && detail && detail.length < 60 ? detail : ''
+		})
+	function hitOption({ session_id: id, title, snippet, turn_index: turn, subagent }) {
+		const wanted = words()
+		async function visit() {
+			await app.go(id)
+			app.open.get(id)?.view.visitTurn(turn, wanted)
+		}
+		const facts = subagent ? 'a subagent' : ''
+		return option(visit, icon(subagent ? 'fork' : 'list'), { title: title || 'Untitled', snippet, facts })
+	}
 
 	function mark(index) {
 		marked = Math.max(0, Math.min(options.length - 1, index))
 		markOption(field, options, options[marked])
-	}
-
-	function choose(onselect) {
-		el.close()
-		onselect()
 	}
 
 	field.oninput = () => {

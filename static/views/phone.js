@@ -1,7 +1,7 @@
 // A link to copy or to scan
 import { encode } from 'uqr'
 import { popUp } from './dialogs.js'
-import { copyText, h, say, styles, template } from './dom.js'
+import { copyText, h, refill, say, styles, template } from './dom.js'
 
 function qrCode(text) {
 	const { data, size } = encode(text, { border: 2 })
@@ -30,7 +30,7 @@ export async function showLink({ title, text, link, more = [] }) {
 	popUp(el, close)
 	return changed => {
 		field.value = changed
-		code.replaceChildren(qrCode(changed))
+		refill(code, qrCode(changed))
 	}
 }
 

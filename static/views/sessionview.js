@@ -16,6 +16,11 @@ import { SettingsBar } from './settings.js'
 const AWAY_NOTICE_AFTER = 1200 // ms; a shorter loss of the connection is not shown
 const LOADING_NOTICE_AFTER = 200 // ms
 
+function flash(el) {
+	el.classList.add('visited')
+	el.onanimationend = () => el.classList.remove('visited')
+}
+
 export class SessionView extends View {
 	constructor(session, { on, upload, draft }) {
 		super('session', { session, on, awaySince: 0 })
@@ -39,17 +44,22 @@ export class SessionView extends View {
 			seen: () => this.draw(),
 			retry: ({ stopReason, prompt }) => this.send({ prompt: stopReason === 'error' ? prompt : 'Continue.' }),
 			edit: turn => this.composer.put(turn),
-			entries: turn => on.turnEntries(session, turn)
+			entries: turn => on.turnEntries(session, turn),
+			login: on.login
 		})
 		this.outbox = new OutboxView(this.conversation.outbox, {
 			dock: this.waiting,
 			withdraw: turn => session.withdraw(turn),
+			resume: () => session.resume(),
+			focus: () => this.focus(),
 			clear: one => session.cancel(one.turn_index),
 			sendNow: turn => session.sendNow(turn),
 			move: (turn, before) => session.requeue(turn, { before }),
-			change: one => {
-				this.changing = one.turn_index
-				this.composer.put(one)
+			change: ({ turn_index: turn }) => {
+				const whole = session.waitingPrompt(turn)
+				if (!whole) return session.withdraw(turn)
+				this.changing = turn
+				this.composer.put(whole)
 			},
 			discard: one => session.discard(one),
 			resend: one => this.send(one, () => session.discard(one)),
@@ -78,7 +88,7 @@ export class SessionView extends View {
 					}
 					this.send(message, sent, changing)
 				},
-				stop: () => session.cancel(),
+				stop: () => session.pause(),
 				commands: () => session.model.commands ?? [],
 				paths: typed => this.paths.find(typed),
 				link: entry => linkTo(session.state.cwd, entry),
@@ -94,12 +104,16 @@ export class SessionView extends View {
 		this.review.onclick = on.review
 		dropTarget(this.el, files => this.over || this.composer.add(files))
 		session.on('withdrawn', sent => this.composer.put(sent))
+		this.el.addEventListener('openfile', ({ detail }) => on.openFile(detail))
 
 		session.on('change', () => {
 			if (session.synced) this.conversation.draw()
 			this.draw()
 		})
-		session.on('synced', () => this.conversation.load(session.model))
+		session.on('synced', () => {
+			this.conversation.load(session.model)
+			if (this.sought) this.visitTurn(...this.sought)
+		})
 		this.loadingShownAt = performance.now() + LOADING_NOTICE_AFTER
 		setTimeout(this.draw, LOADING_NOTICE_AFTER)
 		this.#draw()
@@ -138,6 +152,20 @@ export class SessionView extends View {
 		if (!this.showWaiting()) this.visiting = true
 	}
 
+	// To what was said with these words in a turn, as soon as it is drawn
+	async visitTurn(index, words) {
+		const sought = (this.sought = [index, words])
+		if (!this.session.synced) return
+		const el = await this.conversation.reach(index)
+		if (!el || this.sought !== sought) return
+		this.sought = null
+		const said = one => words.every(word => one.textContent.toLowerCase().includes(word))
+		const found = [...el.querySelectorAll('.bubble, .message')].find(said) ?? el
+		this.scroll.leave()
+		found.scrollIntoView()
+		flash(found)
+	}
+
 	// To the previous or the next prompt
 	jumpTo(step) {
 		const top = this.scroller.getBoundingClientRect().top
@@ -147,8 +175,7 @@ export class SessionView extends View {
 		if (found < 0) return step < 0 ? (this.scroller.scrollTop = 0) : this.scroll.toEnd()
 		this.scroller.scrollTop += at[found] - 16
 		this.scroll.leave()
-		heads[found].parentElement.classList.add('visited')
-		heads[found].parentElement.onanimationend = ({ currentTarget }) => currentTarget.classList.remove('visited')
+		flash(heads[found].parentElement)
 	}
 
 	// One of several sessions on the screen
@@ -267,7 +294,7 @@ export class SessionView extends View {
 		setText(
 			this.why,
 			gone
-				? `${word('stopped', 4505)}${this.composer.empty ? '' : ' What you wrote is kept: sending it begins a new session.'}`
+				? `${word('stopped', 4505)}${this.composer.empty ? '' : ` ${say('kept')}`}`
 				: `${why} ${this.refusal ? `It could not be reopened: ${this.refusal}` : `Your next message continues it.${kept}`}`
 		)
 		this.conversation.el.hidden = !synced

@@ -1,4 +1,4 @@
-import { h, icon, template } from './dom.js'
+import { h, icon, refill, template } from './dom.js'
 import { choice, menuButton } from './menu.js'
 
 export class SettingsBar {
@@ -22,7 +22,7 @@ export class SettingsBar {
 		const shown = JSON.stringify(groups)
 		if (shown === this.shown) return
 		this.shown = shown
-		this.el.replaceChildren(...groups.map(group => this.#picker(group)))
+		refill(this.el, ...groups.map(group => this.#picker(group)))
 	}
 
 	#picker({ kind, key, name, value, choices }) {

@@ -2,7 +2,7 @@ import { policyEntries } from '../actions.js'
 import { nameOf } from '../list.js'
 import { spell } from '../marks.js'
 import { Composer, dropTarget } from './composer.js'
-import { h, icon, say, setText, template, View, word } from './dom.js'
+import { h, icon, iconButton, refill, say, setText, template, View, word } from './dom.js'
 import { ago, plural } from './format.js'
 import { choice, entry } from './menu.js'
 import { pickerButton } from './settings.js'
@@ -61,7 +61,7 @@ export class StartView extends View {
 		this.projectsShown = shown
 		this.recent = recent
 		this.projects.hidden = !recent.length
-		this.cards.replaceChildren(...recent.slice(0, CARDS).map(one => this.#card(one)))
+		refill(this.cards, ...recent.slice(0, CARDS).map(one => this.#card(one)))
 	}
 
 	#card({ path, name, count, last }) {
@@ -189,6 +189,7 @@ export class StartView extends View {
 		this.inner.inert = false
 		if (!error) return true
 		setText(this.note, error.message)
+		if (error.code === 'login_required') this.note.append(iconButton('quiet', 'key', 'Log in', this.on.agents))
 		this.focus()
 	}
 }

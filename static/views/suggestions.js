@@ -1,5 +1,5 @@
 // Suggestions at a text field: the agent's commands after a slash, and files after an @
-import { h, icon, markOption, uid } from './dom.js'
+import { h, icon, markOption, refill, uid } from './dom.js'
 
 const SHOWN = 100
 
@@ -77,7 +77,7 @@ export class Suggestions {
 			}
 			return h('li', props, nodes)
 		})
-		this.el.replaceChildren(...rows)
+		refill(this.el, ...rows)
 		this.#mark(0)
 	}
 

@@ -1,7 +1,7 @@
 import { save } from '../actions.js'
 import { plain, Screen } from './ansi.js'
 import { copyButton } from './code.js'
-import { h, iconButton, setText, View } from './dom.js'
+import { h, iconButton, refill, setText, View } from './dom.js'
 import { plural } from './format.js'
 
 const MAX_LINES = 2000
@@ -19,7 +19,7 @@ export class TerminalView extends View {
 
 	#clear() {
 		Object.assign(this, { shown: '', cut: 0, screen: new Screen((line, over) => this.#line(line, over)) })
-		this.code.replaceChildren(h('span'))
+		refill(this.code, h('span'))
 		this.drawn = 0
 	}
 
@@ -43,7 +43,7 @@ export class TerminalView extends View {
 	#line({ runs, rewritten }, over) {
 		const { code } = this
 		const el = code.lastChild
-		if (rewritten) el.replaceChildren()
+		if (rewritten) refill(el)
 		for (const { text, style } of rewritten ? runs : runs.slice(this.drawn)) {
 			const span = el.appendChild(h('span', { text }))
 			Object.assign(span.style, style)

@@ -1,10 +1,11 @@
 // The body is built on opening, because there may be thousands of calls
 import { pretty } from '../normalise.js'
 import { nowOf, textOf, waits } from '../transcript.js'
-import { commandOf, contentView, hasDiff, locationsView, section } from './call.js'
+import { contentView, hasDiff, locationsView, section } from './call.js'
 import { titleOf } from './calltitle.js'
 import { codeBlock } from './code.js'
-import { guard, h, hint, icon, say, setChildren, setText, toggler, View, word } from './dom.js'
+import { commandOf, printedBy } from './command.js'
+import { guard, h, hint, icon, refill, say, setChildren, setText, toggler, View, word } from './dom.js'
 import { dotted, duration } from './format.js'
 import { PermissionView } from './permission.js'
 import { TerminalView } from './terminal.js'
@@ -18,12 +19,14 @@ export class ToolView extends View {
 	}
 
 	update() {
-		const { item, toggle } = this
+		const { item, toggle, body, context } = this
 		const asks = waits(item)
 		for (const permission of item.permissions) this.#permission(permission)
 		this.#head(asks)
-		if (!toggle.touched && !asks && this.live && !item.items && (item.toolKind === 'execute' || hasDiff(item)))
-			toggle.open()
+		const folds = item.status === 'completed' && context.isLong(item)
+		const runs = item.toolKind === 'execute' && (item.input !== undefined || item.content.length > 0 || item.terminal)
+		const open = this.live && !item.items && (runs || hasDiff(item)) && !folds
+		if (!toggle.touched && !asks && open === body.hidden) toggle.show(open)
 		else this.#show()
 	}
 
@@ -35,8 +38,9 @@ export class ToolView extends View {
 		const words = word('tool', mark ? state : 'in_progress')
 		const { dataset } = this.el
 		if (dataset.kind !== kind || dataset.state !== state) {
-			this.icon.replaceChildren(icon(word('kind', kind) ?? 'wrench'))
-			this.state.replaceChildren(
+			refill(this.icon, icon(word('kind', kind) ?? 'wrench'))
+			refill(
+				this.state,
 				mark ? icon(mark) : h('span.spinner'),
 				items ? '' : h('span.offscreen', { text: words }) // the title has it
 			)
@@ -66,7 +70,7 @@ export class ToolView extends View {
 		if (body.hidden) return
 		guard(
 			() => this.#drawBody(),
-			() => body.replaceChildren(codeBlock(pretty(item), 'json').el)
+			() => refill(body, codeBlock(pretty(item), 'json').el)
 		)
 	}
 
@@ -107,17 +111,4 @@ export class ToolView extends View {
 		if (!parts.length && !items) part('none', say('the_agent'), hint)
 		setChildren(this.body, parts)
 	}
-}
-
-function printedBy({ terminal, toolKind, content, input, output }) {
-	if (terminal?.output) return terminal.output
-	if (toolKind !== 'execute') return null
-	const text = content
-		.filter(one => one.content?.type === 'text')
-		.map(one => one.content.text)
-		.join('\n')
-	// Claude puts the purpose of the command there until it has output.
-	if (text && text !== input?.description) return text.replace(/^\s*```\w*\n([\s\S]*?)\n?```\s*$/, '$1')
-	const parts = [output, output?.stdout, output?.stderr, output?.formatted_output ?? output?.output]
-	return parts.filter(part => part && typeof part === 'string').join('\n') || null
 }

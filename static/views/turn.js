@@ -1,7 +1,8 @@
 import { answerOf, changedPaths, explores, promptParts } from '../transcript.js'
 import { titleOf } from './calltitle.js'
 import { copyButton } from './code.js'
-import { guard, h, icon, say, setText, template, uid, View, word } from './dom.js'
+import { testsOf } from './command.js'
+import { guard, h, icon, iconButton, refill, say, setText, template, uid, View, word } from './dom.js'
 import { compact, dotted, duration, money, plural } from './format.js'
 import { menuButton } from './menu.js'
 import { MessageView, promptBubble, ThoughtView } from './messages.js'
@@ -20,6 +21,7 @@ const VIEWS = {
 }
 const CHUNK = 24
 const LIVELY = 60
+export const LONG = 24 // items; in a longer turn, finished calls fold
 
 // Folds consecutive reads and searches to one line; those that failed or wait stay visible
 function place(chunk, item, el) {
@@ -63,14 +65,16 @@ export class TurnView extends View {
 
 	update() {
 		const { turn, head, foot } = this
+		this.el.hidden = Boolean(turn.elsewhere)
+		if (turn.elsewhere) return refill(this.el)
 		if (turn.prompt && !head.firstChild)
 			guard(
 				() => this.#head(turn),
-				() => head.replaceChildren(rawView('turn_start', turn.prompt).el)
+				() => refill(head, rawView('turn_start', turn.prompt).el)
 			)
 		guard(
 			() => this.#foot(),
-			() => foot.replaceChildren(rawView('turn_end', { ...turn, items: undefined }).el)
+			() => refill(foot, rawView('turn_end', { ...turn, items: undefined }).el)
 		)
 	}
 
@@ -95,6 +99,7 @@ export class TurnView extends View {
 				chunk = this.body.appendChild(h('div.chunk'))
 			}
 			place(chunk, items[this.to], this.context.build(items[this.to], true).el)
+			if (this.to === LONG) for (const item of items.slice(0, LONG)) this.context.again(item)
 		}
 		return this.to >= items.length
 	}
@@ -125,9 +130,10 @@ export class TurnView extends View {
 		if (shown === this.shown || (!running && context.draws(turn))) return
 		this.shown = shown
 		this.elapsed = running && !away ? h('span') : null
-		if (away) this.foot.replaceChildren(template('away').el)
+		if (away) refill(this.foot, template('away').el)
 		else if (running)
-			this.foot.replaceChildren(
+			refill(
+				this.foot,
 				h(
 					'p.facts.working',
 					{ 'data-waits': String(waits) },
@@ -136,7 +142,7 @@ export class TurnView extends View {
 					this.elapsed
 				)
 			)
-		else if (turn.stopReason) this.foot.replaceChildren(...this.#ending(), this.#facts())
+		else if (turn.stopReason) refill(this.foot, ...this.#ending(), this.#facts())
 	}
 
 	#ending() {
@@ -150,9 +156,10 @@ export class TurnView extends View {
 			currentTarget.disabled = true
 			this.context.retry(this.turn)
 		}
+		const login = error?.code === 'login_required' && iconButton('secondary.again', 'key', 'Log in', this.context.login)
 		const again =
 			action &&
-			(!error || error.retryable) &&
+			(!error || error.retryable || login) &&
 			h(
 				withdrawn ? 'button.quiet' : 'button.secondary.again',
 				{ onclick: withdrawn ? edit : retry },
@@ -164,7 +171,7 @@ export class TurnView extends View {
 			text => text && h('p', { dir: 'auto', text })
 		)
 		const mark = icon(word('mark', ending))
-		return [h('div.ending', { 'data-reason': stopReason }, mark, h('div.grow', {}, what, details), again)]
+		return [h('div.ending', { 'data-reason': stopReason }, mark, h('div.grow', {}, what, details), login, again)]
 	}
 
 	#facts() {
@@ -173,6 +180,7 @@ export class TurnView extends View {
 		const files = this.turn.files ?? changedPaths(this.turn).size
 		const words = dotted([
 			files > 0 && `${plural(files, 'file')} changed`,
+			testsOf(this.turn),
 			durationMs && duration(durationMs),
 			usage?.totalTokens && `${compact(usage.totalTokens)} tokens`,
 			money(usage?.cost)

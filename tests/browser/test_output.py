@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 from playwright.async_api import expect
 
-from ..support.harness import eventually, script
+from ..support.harness import Client, eventually, script
 from .tab import Tab
 
 Json = dict[str, Any]
@@ -461,6 +461,68 @@ LONG_OUTPUT = """async () => {
     return [view.code.textContent.trim().split("\\n").length, view.cut,
         view.el.textContent.endsWith("a\\nlast\\n")];
 }"""
+
+
+async def test_finished_calls_of_a_long_turn_fold_and_its_end_names_the_tests(tab: Tab) -> None:
+    def run(number: int, status: str) -> Json:
+        text = {"type": "text", "text": f"output {number}\n3 passed"}
+        call = {"toolCallId": f"t{number}", "title": f"pytest -k part{number}", "kind": "execute"}
+        fields = {"rawInput": {"command": call["title"]}, "status": status}
+        content = [{"type": "content", "content": text}]
+        return {"update": {"sessionUpdate": "tool_call", **call, **fields, "content": content}}
+
+    calls = [run(number, "failed" if number == 2 else "completed") for number in range(40)]
+    await tab.say(script(*calls[:3]))
+    await tab.settled()
+    await expect(tab.shown.locator(".terminal:visible")).to_have_count(3)  # a short turn
+    await tab.say(script(*calls))
+    await tab.settled(2)
+    last = tab.turns.last
+    await expect(last.locator(".terminal:visible")).to_have_text(re.compile("output 2"))
+    await expect(last.locator(".facts")).to_contain_text("tests passed")
+
+
+async def test_files_websites_and_sounds_of_an_agent_open(tab: Tab, client: Client) -> None:
+    page = tab.page
+    await tab.say("hello")
+    await tab.settled()
+    folder = Path((await client.state(tab.session_id))["cwd"])
+    notes = folder / "docs" / "my notes.md"
+    notes.parent.mkdir()
+    notes.write_text("# Notes")
+
+    def link(name: str, uri: str) -> Json:
+        content = {"type": "resource_link", "name": name, "uri": uri}
+        return {"update": {"sessionUpdate": "agent_message_chunk", "content": content}}
+
+    silence = "UklGRiQAAABXQVZFZm10IBAAAAABAAEAQB8AAEAfAAABAAgAZGF0YQAAAAA="
+    sound = {"type": "audio", "mimeType": "audio/wav", "data": silence}
+    await tab.say(
+        script(
+            link("my notes", notes.as_uri()),
+            link("elsewhere", "file:///etc/hosts"),
+            link("the manual", "https://example.com/manual"),
+            link("this page", f"{tab.url}/#token=cf_x"),
+            link("not a link", "javascript:alert(1)"),
+            {"update": {"sessionUpdate": "agent_message_chunk", "content": sound}},
+        )
+    )
+    await tab.settled(2)
+    site = page.get_by_role("link", name="the manual example.com")
+    await expect(site).to_have_attribute("rel", "noopener noreferrer")
+    for name in ("this page", "not a link"):
+        await expect(page.locator("span.chip", has_text=name)).to_be_visible()
+    player = page.locator("audio")
+    ready = "(one) => one.readyState > 0 && !one.error"
+    await eventually("the sound to be loaded", lambda: player.evaluate(ready))
+    await tab.axe("links")
+    await tab.picture("links")
+    await tab.button("elsewhere").click()
+    await expect(page.get_by_text("Only files of the session’s folder open here.")).to_be_visible()
+    await tab.button("my notes").click()
+    side = page.get_by_role("complementary", name="Changes and files")
+    await expect(side.locator("pre")).to_have_text("# Notes")
+    await expect(side.locator("summary", has_text="my notes.md")).to_be_focused()
 
 
 @pytest.mark.slow

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import json
+import re
 from collections.abc import AsyncIterator
 from pathlib import Path
 from typing import Any
@@ -119,6 +120,76 @@ async def write_log(server: LocalServer, app: str, session_id: str, *, turns: in
                 log.append("event", turn, b'"event":' + json.dumps(message).encode())
         log.append("turn_end", turn, b'"stop_reason":"end_turn","duration_ms":1000,"error":null')
     await log.reach(log.last)
+
+
+async def append_updates(
+    server: LocalServer, app: str, session_id: str, updates: list[Json]
+) -> None:
+    """A turn with these updates, as from an agent, but at once."""
+    session = await server.services.sessions.get(session_id, app)
+    log = session.log
+    log.append("turn_start", 1, b'"prompt":[{"type":"text","text":"go"}],"context":"kept"')
+    for update in updates:
+        message = {"method": "session/update", "params": {"update": update}}
+        log.append("event", 1, b'"event":' + json.dumps(message).encode())
+    log.append("turn_end", 1, b'"stop_reason":"end_turn","duration_ms":1000,"error":null')
+    await log.reach(log.last)
+
+
+@pytest.mark.slow
+async def test_ten_megabytes_of_output_open_without_a_long_task(
+    open_tab: OpenTab, server: LocalServer, client: Client, app: str
+) -> None:
+    session_id = await client.create()
+    call = {"toolCallId": "t", "title": "make", "kind": "execute", "status": "completed"}
+    line = "\x1b[32mok\x1b[0m \x1b[1msome/path/to/a_file.py\x1b[0m: compiled, with 0 warnings\n"
+    data = line * ((100 << 10) // len(line))
+    output = {"terminal_output": {"terminal_id": "t", "data": data}}
+    more = {"sessionUpdate": "tool_call_update", "toolCallId": "t", "_meta": output}
+    await append_updates(
+        server, app, session_id, [{"sessionUpdate": "tool_call", **call}, *[more] * 103]
+    )
+    tab = await open_tab(client)
+    await tab.sign_in()
+    async with main_thread(tab) as tasks:
+        await tab.page.locator(f'a[href$="{session_id}"]').click()
+        await tab.settled()
+        if await tab.shown.locator(".terminal:visible").count() == 0:
+            await tab.button(re.compile("^make")).click()
+        await expect(tab.shown.get_by_text("lines above are not shown")).to_be_visible()
+    assert max(tasks) < 50, sorted(tasks)[-5:]
+
+
+@pytest.mark.slow
+async def test_thread_of_5000_entries_unfolds_without_a_long_task(
+    open_tab: OpenTab, server: LocalServer, client: Client, app: str
+) -> None:
+    session_id = await client.create()
+    host = {"toolCallId": "h", "title": "Look around", "kind": "think", "status": "completed"}
+    by: Json = {"_meta": {"claudeCode": {"parentToolUseId": "h"}}}
+    steps: list[Json] = [{"sessionUpdate": "tool_call", **host}]
+    for number in range(2500):
+        read = {"toolCallId": f"t{number}", "title": f"Read {number}", "kind": "read"}
+        words = {"type": "text", "text": f"Step **{number}** is done."}
+        steps += [
+            {"sessionUpdate": "tool_call", **read, "status": "completed", **by},
+            {"sessionUpdate": "agent_message_chunk", "content": words, **by},
+        ]
+    await append_updates(server, app, session_id, steps)
+    tab = await open_tab(client)
+    await tab.sign_in(session_id)
+    await tab.settled()
+    thread = tab.shown.locator(".thread > *")
+    line = tab.button(re.compile("^Look around"))
+    async with main_thread(tab) as tasks:
+        await line.click()
+        for shown in (100, 500, 2500, 5000):
+            await expect(thread).to_have_count(shown + (shown < 5000))  # and the button for more
+            if shown < 5000:
+                await thread.first.click()
+        await line.click()
+        await expect(thread).to_have_count(0)
+    assert max(tasks) < 50, sorted(tasks)[-5:]
 
 
 @pytest.mark.slow

@@ -84,6 +84,51 @@ async def test_queue_is_changed_and_a_turn_is_forked_and_tried_again(
     await expect(tab.turns.last.locator(".bubble")).to_have_text("edited")
 
 
+async def test_queued_prompt_goes_to_the_running_turn(
+    open_tab: OpenTab, client: Client, tmp_path: Path
+) -> None:
+    gate = tmp_path / "gate"
+    tab = await open_tab(client)
+    await tab.sign_in(await client.create("mock-steers"))
+    await tab.say(script({"say": "first"}, {"gate": str(gate)}))
+    await expect(tab.answer("first")).to_be_visible()
+    long = "look here " * 200  # the server's list of the queue has only its beginning
+    await tab.say(long)
+    await expect(tab.page.locator("[data-state=queued]")).to_have_count(1)
+    await tab.page.reload()
+    await tab.button("Send now").press("Enter")
+    await expect(tab.answer(f"steered: {long.strip()}")).to_be_visible()
+    await expect(tab.shown.locator(".withdrawn:visible")).to_have_count(0)
+    gate.touch()
+    await tab.settled(1)
+
+
+async def test_escape_stops_the_turn_and_pauses_the_queue(tab: Tab) -> None:
+    page = tab.page
+    await tab.say(script({"say": "first"}, {"hang": True}))
+    await expect(tab.answer("first")).to_be_visible()
+    queue = page.get_by_role("list", name="Queue").locator("[data-state]")
+    for number, text in enumerate(("one", "two", "three"), 1):
+        await tab.say(text)
+        await expect(queue).to_have_count(number)
+    await tab.composer.press("Escape")
+    await tab.settled(1)  # none of the others began, and none is shown as a turn
+    paused = page.locator("[data-state=paused]")
+    await expect(paused).to_have_count(3)
+    await tab.axe("paused queue")
+    await tab.picture("queue-paused")
+    await page.reload()
+    await expect(paused).to_have_count(3)
+    await paused.filter(has_text="two").get_by_role("button", name="Take out").press("Enter")
+    await paused.filter(has_text="three").get_by_role("button", name="Change it").press("Enter")
+    await expect(paused).to_have_count(1)
+    await expect(tab.composer).to_have_value("three")
+    await tab.button("Resume the queue").press("Enter")
+    await expect(tab.answer("echo: one")).to_be_visible()
+    await expect(queue).to_have_count(0)
+    assert await tab.answer("echo: two").count() == 0
+
+
 async def test_prompt_that_is_sent_again_does_not_replace_the_one_being_changed(
     open_tab: OpenTab, client: Client, tmp_path: Path
 ) -> None:

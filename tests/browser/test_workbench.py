@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 from playwright.async_api import expect
 
-from ..support.harness import MOCKS, Client, LocalServer, local_server, script
+from ..support.harness import MOCKS, Client, LocalServer, local_server, mock_agent, script
 from .conftest import OpenTab
 from .tab import PHONE, Tab
 
@@ -208,3 +208,33 @@ async def test_views_of_agents_and_administration_fit_on_a_phone(
     # It is in memory only.
     await page.reload()
     await expect(page.get_by_label("Admin token")).to_be_visible()
+
+
+@pytest.mark.slow
+async def test_agent_without_a_login_is_logged_in_and_works(
+    open_tab: OpenTab, tmp_path: Path
+) -> None:
+    agents = {"mock": MOCKS["mock"], "keyed": mock_agent(f"--login-file={tmp_path / 'login'}")}
+    async with local_server(tmp_path / "data", agents=agents) as server:
+        tab = await open_tab(await server.client("app"))
+        page = tab.page
+        await tab.sign_in()
+        await tab.button("Agent: ").click()
+        await page.get_by_role("menuitemradio", name="keyed").click()
+        await tab.say("hello")
+        await expect(tab.button("Log in", exact=True)).to_be_visible()
+        await tab.axe("no login")
+        await tab.picture("no-login")
+        await tab.button("Log in", exact=True).click()
+        card = page.get_by_role("article", name="keyed")
+        await expect(card).to_contain_text("Needs a login")
+        await tab.picture("login")
+        await card.get_by_role("button", name="Log in: Log in").click()
+        await page.get_by_label("Admin token").fill(server.admin().token or "")
+        await tab.button("Continue").click()
+        await expect(page.get_by_text("keyed is logged in.")).to_be_visible()
+        await card.get_by_role("button", name="New session with it").click()
+        await tab.composer.fill("")
+        await tab.say("here again")
+        await expect(tab.answer("echo: here again")).to_be_visible()
+        await page.goto("about:blank")  # before its server ends

@@ -225,6 +225,8 @@ async def test_sessions_commands_and_words_are_found_with_the_keyboard(
         await client.create(meta={"title": title})
     session_id = await client.create(meta={"title": "Parser, new"})
     await client.turn(session_id, "the quick brown marmot")
+    for _ in range(3):
+        await client.turn(session_id, script({"say": "and so on\n\n" * 30}))
 
     async def is_indexed() -> bool:
         return bool((await client.get("/search?q=marmot"))[1]["hits"])
@@ -257,6 +259,7 @@ async def test_sessions_commands_and_words_are_found_with_the_keyboard(
     await expect(options.filter(has_text="the quick brown marmot").first).to_be_visible()
     await page.keyboard.press("Enter")
     await expect(page.get_by_role("heading", name="Parser, new", level=1)).to_be_visible()
+    await expect(tab.turns.first.locator(".bubble")).to_be_in_viewport()  # where it was said
     await page.keyboard.press("Control+k")
     await page.keyboard.type("deny everything")
     await page.keyboard.press("Enter")

@@ -237,18 +237,51 @@ test('a withdrawn prompt returns only if the agent did not receive it', async ()
 	);
 });
 
+test('a stopped session keeps what waits until the queue is resumed', () => {
+	const { session, seen, put, wire } = world({ state: { meta: { title: 'A' } } });
+	const queued = [2, 3].map(index => ({ turn_index: index, prompt: words(`cut ${index}`) }));
+	wire('ready', { head: 0, queued });
+	put('turn_start', { prompt: words('first') });
+	session.pause();
+	assert.deepEqual(seen.sent, [{ cancel: 2 }, { cancel: 3 }, { cancel: 1 }]);
+	for (const turn_index of [2, 3]) {
+		put('turn_start', { turn_index, prompt: words(`whole ${turn_index}`) });
+		// The third had begun before the server heard of it.
+		put('turn_end', { turn_index, stop_reason: 'cancelled', duration_ms: 0, withdrawn: turn_index === 2 });
+	}
+	assert.deepEqual(seen.saved, [{ id: 'turn 2', prompt: words('whole 2'), files: [], state: 'paused' }]);
+	assert.equal(session.model.byIndex.get(2).elsewhere, true);
+	const reloaded = world({ state: { meta: { title: 'A' } }, outbox: seen.saved });
+	assert.deepEqual(reloaded.seen.sent, []);
+	reloaded.session.resume();
+	assert.deepEqual(reloaded.seen.sent, [{ id: 'p1', prompt: words('whole 2'), files: [] }]);
+	assert.deepEqual([...reloaded.session.outbox.keys()], ['p1']);
+});
+
 test('a queued prompt is moved, changed, and sent to the running turn', () => {
-	const { session, seen, wire } = world({ state: { queued: [{ turn_index: 2, prompt: words('later') }] } });
-	wire('ready', { head: 0, queued: [{ turn_index: 2, prompt: words('later') }] });
+	const queued = [{ turn_index: 2, prompt: words('later') }];
+	const { session, seen, put, wire } = world({ state: { meta: { title: 'A' }, queued } });
+	wire('ready', { head: 0, queued });
+	assert.deepEqual(session.waitingPrompt(2), { prompt: words('later') });
 	session.requeue(2, { before: 1 });
 	assert.deepEqual(seen.sent.at(-1), { type: 'queue', turn_index: 2, before: 1 });
 	session.sendNow(2);
-	const [cancel, prompt] = seen.sent.slice(-2);
-	assert.deepEqual(cancel, { cancel: 2 });
-	assert.deepEqual([prompt.prompt, prompt.steer], [words('later'), true]);
+	assert.deepEqual(seen.sent.at(-1), { cancel: 2 }); // if it has begun by now, it is not sent twice
+	put('turn_start', { turn_index: 2, prompt: words('later, whole') });
+	put('turn_end', { turn_index: 2, stop_reason: 'cancelled', duration_ms: 0, withdrawn: true });
+	const prompt = seen.sent.at(-1);
+	assert.deepEqual([prompt.prompt, prompt.steer], [words('later, whole'), true]);
 	assert.equal(session.outbox.size, 1);
 	wire('accepted', { id: prompt.id, turn_index: 1, queued: false, steered: true });
 	assert.equal(session.outbox.size, 0);
+});
+
+test('a queued prompt of which only the beginning is known is not changed in its place', () => {
+	const long = { turn_index: 2, prompt: words('x'.repeat(1000)) };
+	const image = { turn_index: 3, prompt: words('[image]') };
+	const { session, wire } = world({ state: { queued: [long, image] } });
+	wire('ready', { head: 0, queued: [long, image] });
+	assert.deepEqual([session.waitingPrompt(2), session.waitingPrompt(3)], [null, null]);
 });
 
 test('the newest turn counts the files that changed, also those that no call has named', async () => {

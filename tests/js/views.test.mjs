@@ -3,6 +3,7 @@ import assert from 'node:assert/strict';
 import { test } from 'node:test';
 import { Lexer } from 'marked';
 import { plain, Screen } from '../../static/views/ansi.js';
+import { testsOf } from '../../static/views/command.js';
 import { compare, marks } from '../../static/views/diff.js';
 import { ago, bytes, compact, duration, money, shortPath } from '../../static/views/format.js';
 import { heal } from '../../static/views/heal.js';
@@ -258,4 +259,38 @@ test('the scroll position is kept while reading back and follows at the end', t 
 
 test('output is copied without its control sequences', () => {
 	assert.equal(plain('\x1b[1;31mred\x1b[0m \x1b]0;title\x07plain\n'), 'red plain\n');
+});
+
+test('the last command that ran tests says whether they passed', () => {
+	const run = (command, output = '', more = {}) => ({
+		kind: 'tool',
+		toolKind: 'execute',
+		title: '',
+		status: 'completed',
+		endedAt: 1,
+		input: { command },
+		content: [{ type: 'content', content: { type: 'text', text: output } }],
+		terminal: null,
+		...more
+	});
+	const told = (...items) => testsOf({ items });
+	for (const command of [
+		'pytest tests/test_a.py',
+		'npm test',
+		'npm run test:unit',
+		'cd web && CI=1 npx vitest run',
+		'cargo test -- --nocapture',
+		'.venv/bin/python -m pytest -q',
+		'uv run pytest'
+	])
+		assert.equal(told(run(command)), 'tests passed', command);
+	for (const command of ['git commit -m "fix tests"', 'cat tests/a.py', 'test -f a', 'ls tests; pwd', 'echo pytest'])
+		assert.equal(told(run(command)), '', command);
+	assert.equal(told(run('pytest', '\x1b[31m1 failed\x1b[0m, 3 passed')), 'tests failed');
+	assert.equal(told(run('pytest', '0 failed, 3 passed')), 'tests passed');
+	assert.equal(told(run('pytest', '', { status: 'failed' })), 'tests failed');
+	assert.equal(told(run('npm test', '', { terminal: { output: 'FAIL', exit: 0 } })), 'tests passed');
+	assert.equal(told(run('npm test', '', { terminal: { output: '', exit: 2 } })), 'tests failed');
+	assert.equal(told(run('npm test', 'FAIL'), run('npm test', 'ok'), run('ls')), 'tests passed');
+	assert.equal(told({ kind: 'message', parts: [] }, run('npm test', '', { endedAt: null })), '');
 });

@@ -90,6 +90,7 @@ def content_security_policy(page: bytes) -> str:
             f"script-src 'self'{hashes}",
             "style-src 'self'",
             "img-src 'self' data:",
+            "media-src data:",
             "font-src 'self'",
             "connect-src 'self'",
             "manifest-src 'self'",
