@@ -87,6 +87,46 @@ async def server(shared_server: LocalServer) -> AsyncIterator[LocalServer]:
     await shared_server.clear()
 
 
+@pytest_asyncio.fixture(scope="module", loop_scope="module")
+async def server_pool(tmp_path_factory: pytest.TempPathFactory) -> AsyncIterator[Serve]:
+    """The servers of ``share``, by their settings."""
+    servers: dict[str, LocalServer] = {}
+    async with contextlib.AsyncExitStack() as stack:
+
+        async def find(**settings: Any) -> LocalServer:
+            key = repr(sorted(settings.items()))
+            if key not in servers:
+                data_dir = tmp_path_factory.mktemp("shared") / "data"
+                starting = local_server(data_dir, **settings)
+                servers[key] = await stack.enter_async_context(starting)
+            return servers[key]
+
+        yield find
+
+
+@pytest.fixture
+async def share(server_pool: Serve) -> AsyncIterator[Serve]:
+    """Servers with given settings, as ``serve`` starts them, shared by the tests of a module.
+
+    After each test, their apps are removed with their sessions. For tests that do not stop their
+    server, and do not count all that it has.
+    """
+    used: list[LocalServer] = []
+
+    async def find(**settings: Any) -> LocalServer:
+        server = await server_pool(**settings)
+        blocking.activate()
+        used.append(server)
+        return server
+
+    yield find
+    blocking.deactivate()
+    for server in used:
+        await server.clear()
+    pools = [server.services.sessions.slots for server in used]
+    await eventually("the agents to end", lambda: not any(map(len, pools)))
+
+
 @pytest.fixture
 async def client(server: LocalServer) -> Client:
     """A client of ``server`` with a new app."""

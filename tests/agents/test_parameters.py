@@ -117,9 +117,9 @@ async def test_parameters_reach_the_agent_after_each_load(
 
 
 async def test_agent_without_a_capability_fails_the_turn_and_keeps_its_conversation(
-    serve: Serve,
+    share: Serve,
 ) -> None:
-    server = await serve(agents=AGENTS)
+    server = await share(agents=AGENTS)
     client = await server.client()
     session = await client.create("plain", mcp_servers=[HTTP])
     for _ in range(2):
@@ -152,8 +152,8 @@ async def test_preset_that_was_removed_fails_the_turn_until_it_is_back(
         await server.stop()
 
 
-async def test_claude_gets_its_options_and_system_prompt_after_each_load(serve: Serve) -> None:
-    server = await serve(agents=AGENTS)
+async def test_claude_gets_its_options_and_system_prompt_after_each_load(share: Serve) -> None:
+    server = await share(agents=AGENTS)
     client = await server.client()
     session = await client.create(
         "claude", allowed_tools=["Read", "mcp__web"], max_turns=3, system="Be brief."
@@ -171,8 +171,8 @@ async def test_claude_gets_its_options_and_system_prompt_after_each_load(serve: 
     await check("session/load")
 
 
-async def test_option_that_the_agent_cannot_take_is_refused(serve: Serve) -> None:
-    server = await serve(agents=AGENTS)
+async def test_option_that_the_agent_cannot_take_is_refused(share: Serve) -> None:
+    server = await share(agents=AGENTS)
     client = await server.client()
     session = await client.create("mock")
     acp = await connect(client)
@@ -261,8 +261,8 @@ async def test_cli_backend_passes_servers_and_variables(serve: Serve) -> None:
         assert reply[0] == 400
 
 
-async def test_fork_keeps_the_options_that_its_agent_takes(serve: Serve) -> None:
-    server = await serve(agents=AGENTS)
+async def test_fork_keeps_the_options_that_its_agent_takes(share: Serve) -> None:
+    server = await share(agents=AGENTS)
     client = await server.client()
     session = await client.create("claude", mcp_servers=[STDIO], max_turns=3)
     await run_step(client, session, {"report": True})

@@ -66,8 +66,8 @@ async def test_longest_idle_agent_is_evicted(serve: Serve) -> None:
     assert await context_of_last_turn(client, sessions[0]) == "kept"
 
 
-async def test_prompt_is_queued_while_all_agents_are_busy(serve: Serve) -> None:
-    server = await serve(max_live_agents=1)
+async def test_prompt_is_queued_while_all_agents_are_busy(share: Serve) -> None:
+    server = await share(max_live_agents=1)
     client = await server.client()
     busy, other = await client.create(), await client.create()
     first = await busy_socket(client, busy)
@@ -79,8 +79,8 @@ async def test_prompt_is_queued_while_all_agents_are_busy(serve: Serve) -> None:
     assert (await second.until("turn_end"))["stop_reason"] == "end_turn"
 
 
-async def test_agent_that_waits_for_a_permission_does_not_hibernate(serve: Serve) -> None:
-    server = await serve(max_live_agents=1)
+async def test_agent_that_waits_for_a_permission_does_not_hibernate(share: Serve) -> None:
+    server = await share(max_live_agents=1)
     client = await server.client()
     asking = await client.create(permission="ask")
     socket = await client.connect(asking)
@@ -114,9 +114,9 @@ async def test_agent_with_a_request_after_turn_end_does_not_hibernate(serve: Ser
 
 
 async def test_agent_is_evicted_once_its_late_request_is_resolved(
-    serve: Serve,
+    share: Serve,
 ) -> None:
-    server = await serve(max_live_agents=1)
+    server = await share(max_live_agents=1)
     client = await server.client()
     asking = await client.connect(await client.create(permission="ask"))
     await asking.turn(script({"late": [{"permission": True}]}))
@@ -162,9 +162,9 @@ async def test_acpx_record_does_not_grow_with_prompts(serve: Serve) -> None:
 
 
 async def test_context_is_lost_if_agent_cannot_load(
-    serve: Serve,
+    share: Serve,
 ) -> None:
-    server = await serve(max_live_agents=1)
+    server = await share(max_live_agents=1)
     client = await server.client()
     forgetful = await client.create("mock-no-load")
     await client.turn(forgetful, "remember me")
@@ -192,9 +192,9 @@ async def test_prompt_during_hibernation_is_run(
 
 
 async def test_duplicate_prompt_leaves_agent_evictable(
-    serve: Serve, monkeypatch: pytest.MonkeyPatch
+    share: Serve, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    server = await serve(max_live_agents=1)
+    server = await share(max_live_agents=1)
     client = await server.client()
     idle = await client.create()
     path, once = f"/sessions/{idle}/turn", {"headers": {"Idempotency-Key": "once"}}
@@ -221,16 +221,16 @@ async def test_duplicate_prompt_leaves_agent_evictable(
     assert (await socket.until("turn_end"))["stop_reason"] == "end_turn"
 
 
-async def test_agent_that_dies_in_a_turn_releases_its_slot(serve: Serve) -> None:
-    server = await serve()
+async def test_agent_that_dies_in_a_turn_releases_its_slot(share: Serve) -> None:
+    server = await share()
     client = await server.client()
     _, reply = await client.turn(await client.create(), script({"exit": 1}))
     assert reply["code"] == "agent_failed"
     await eventually("the slot to be released", lambda: not len(server.services.sessions.slots))
 
 
-async def test_setting_and_prompt_of_one_session_need_one_slot(serve: Serve) -> None:
-    server = await serve(max_live_agents=1)
+async def test_setting_and_prompt_of_one_session_need_one_slot(share: Serve) -> None:
+    server = await share(max_live_agents=1)
     client = await server.client()
     busy = await busy_socket(client, await client.create())
     socket = await client.connect(await client.create("mock-modes"))
@@ -243,9 +243,9 @@ async def test_setting_and_prompt_of_one_session_need_one_slot(serve: Serve) -> 
 
 
 async def test_setting_that_waits_for_a_slot_does_not_start_agent_of_a_closed_session(
-    serve: Serve,
+    share: Serve,
 ) -> None:
-    server = await serve(max_live_agents=1)
+    server = await share(max_live_agents=1)
     client = await server.client()
     busy = await busy_socket(client, await client.create())
     session = await client.create("mock-modes")

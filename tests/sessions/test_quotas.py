@@ -23,8 +23,8 @@ async def create_many(client: Client, count: int) -> list[int]:
     return sorted(task.result()[0] for task in asked)
 
 
-async def test_session_over_the_limit_is_refused_with_retry_after(serve: Serve) -> None:
-    client = await (await serve(max_sessions=1)).client()
+async def test_session_over_the_limit_is_refused_with_retry_after(share: Serve) -> None:
+    client = await (await share(max_sessions=1)).client()
     await client.create()
     refused(await client.post("/sessions", {"agent": "mock"}))
     assert int(client.last_headers["Retry-After"]) > 0
@@ -57,8 +57,8 @@ async def test_app_limit_is_exact_and_affects_no_other_app(serve: Serve) -> None
     await other.create()
 
 
-async def test_closed_session_allows_exactly_one_more(serve: Serve) -> None:
-    client = await (await serve(max_sessions=1)).client()
+async def test_closed_session_allows_exactly_one_more(share: Serve) -> None:
+    client = await (await share(max_sessions=1)).client()
     for _ in range(2):
         session = await client.create()
         refused(await client.post("/sessions", {"agent": "mock"}))
@@ -66,8 +66,8 @@ async def test_closed_session_allows_exactly_one_more(serve: Serve) -> None:
             await client.delete(f"/sessions/{session}")
 
 
-async def test_refused_request_does_not_count(serve: Serve) -> None:
-    client = await (await serve(max_sessions=1)).client()
+async def test_refused_request_does_not_count(share: Serve) -> None:
+    client = await (await share(max_sessions=1)).client()
     for body in ({"agent": "nope"}, {"agent": "missing"}, {"cwd": "/"}, {"meta": 1}):
         assert (await client.post("/sessions", body))[0] in (400, 502)
     await client.create()

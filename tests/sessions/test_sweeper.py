@@ -6,11 +6,12 @@ import asyncio
 import json
 import os
 import stat
-from collections.abc import Awaitable, Callable
+from collections.abc import AsyncIterator, Awaitable, Callable
 from pathlib import Path
 from typing import Any
 
 import pytest
+import pytest_asyncio
 
 from server import safe_files
 from server.auth.first_tokens import FIRST_APP
@@ -25,21 +26,36 @@ from server.storage.queries import Queries
 
 from ..conftest import Serve
 from ..support.engine import only_sqlite, stored_rows
-from ..support.harness import TIMEOUT_SECS, Client, Clock, Deadline, LocalServer, eventually, script
+from ..support.harness import (
+    TIMEOUT_SECS,
+    Client,
+    Clock,
+    Deadline,
+    LocalServer,
+    blocking,
+    eventually,
+    local_server,
+    script,
+)
 from ..support.runs import upload
 
 IDLE = 3600
 HARD = 86400
 
 
+CLOCK = Clock()
+
+
 @pytest.fixture
 def clock() -> Clock:
-    return Clock()
+    return CLOCK
 
 
-@pytest.fixture
-async def server(serve: Serve, clock: Clock) -> LocalServer:
-    return await serve(clock=clock)
+@pytest_asyncio.fixture(scope="module", loop_scope="module")
+async def shared_server(tmp_path_factory: pytest.TempPathFactory) -> AsyncIterator[LocalServer]:
+    async with local_server(tmp_path_factory.mktemp("swept") / "data", clock=CLOCK) as server:
+        blocking.deactivate()
+        yield server
 
 
 async def sweep(server: LocalServer) -> None:
@@ -114,8 +130,8 @@ async def test_idle_close_is_audited(server: LocalServer, client: Client, clock:
     await sweep(server)
     assert events(server, session) == ["create", "turn", "sweep_close"]
     (app,) = [row for row in server.services.tokens.rows() if row.name != FIRST_APP]
-    sql = "SELECT app_name, at FROM session_events WHERE event = 'sweep_close'"
-    assert rows(server, sql) == [(app.name, clock.now)]
+    sql = "SELECT app_name, at FROM session_events WHERE event = 'sweep_close' AND session_id = ?"
+    assert rows(server, sql, session) == [(app.name, clock.now)]
 
 
 async def test_session_that_is_not_yet_idle_stays_open(

@@ -219,9 +219,9 @@ async def test_late_update_belongs_to_its_turn_after_a_later_one_was_cancelled(
 
 
 async def test_agent_that_ignores_cancel_is_killed_and_session_continues(
-    serve: Serve,
+    share: Serve,
 ) -> None:
-    server = await serve(cancel_grace_secs=0.3)
+    server = await share(cancel_grace_secs=0.2)
     client = await server.client()
     session = await client.create()
     socket = await client.connect(session)
@@ -229,7 +229,7 @@ async def test_agent_that_ignores_cancel_is_killed_and_session_continues(
     began = time.monotonic()
     await socket.send("cancel")
     end = await socket.until("turn_end")
-    assert time.monotonic() - began >= 0.3
+    assert time.monotonic() - began >= 0.2
     assert (end["stop_reason"], end["error"]) == ("cancelled", None)
 
     await socket.turn(HISTORY)
@@ -283,8 +283,8 @@ async def test_agent_error_after_a_cancel_is_a_cancelled_turn(client: Client) ->
 
 
 @pytest.mark.parametrize("agent", ["mock-silent", "slow"])
-async def test_turn_is_cancelled_at_once_while_agent_starts(serve: Serve, agent: str) -> None:
-    server = await serve(agents={**MOCKS, "slow": mock_agent("--slow-start=400")})
+async def test_turn_is_cancelled_at_once_while_agent_starts(share: Serve, agent: str) -> None:
+    server = await share(agents={**MOCKS, "slow": mock_agent("--slow-start=400")})
     client = await server.client()
     session = await client.create(agent)
     socket = await client.connect(session)
@@ -351,7 +351,7 @@ async def test_turn_that_waits_for_a_slot_is_cancelled_at_once(serve: Serve) -> 
 
 
 async def test_turn_over_its_time_limit_ends_as_agent_timeout(serve: Serve) -> None:
-    server = await serve(turn_timeout_secs=1.5)  # includes the start of its agent
+    server = await serve(turn_timeout_secs=3)
     client = await server.client()
     session = await client.create()
     await client.until_live(session)
@@ -359,21 +359,19 @@ async def test_turn_over_its_time_limit_ends_as_agent_timeout(serve: Serve) -> N
     end = await socket.turn(script({"wait_for": "cancel"}, {"say": "was cancelled"}))
     assert (end["stop_reason"], end["error"]["code"]) == ("error", "agent_timeout")
     assert socket.text(1) == "was cancelled"
-    status, reply = await client.turn(session, HANG)
-    assert (status, reply["code"], reply["stop_reason"]) == (504, "agent_timeout", "error")
-    assert texts_of(reply["events"]) == "hanging"
 
 
-async def test_agent_that_ignores_cancel_is_killed_after_the_time_limit(serve: Serve) -> None:
-    server = await serve(turn_timeout_secs=1.5, cancel_grace_secs=0.2)
+async def test_agent_that_ignores_cancel_is_killed_after_the_time_limit(share: Serve) -> None:
+    server = await share(cancel_grace_secs=0.2)
     client = await server.client()
     session = await client.create()
     await client.until_live(session)
-    socket = await client.connect(session)
-    end = await socket.turn(DEAF)
-    assert (end["stop_reason"], end["error"]["code"]) == ("error", "agent_timeout")
-    await socket.turn(HISTORY)
-    assert "ignore_cancel" in socket.text(2)
+    status, reply = await client.turn(session, DEAF, timeout_secs=2)
+    assert (status, reply["code"], reply["stop_reason"]) == (504, "agent_timeout", "error")
+    assert texts_of(reply["events"]) == "hanging"
+    status, reply = await client.turn(session, HISTORY)
+    assert status == 200, reply
+    assert "ignore_cancel" in texts_of(reply["events"])
 
 
 async def test_rest_turn_can_have_a_shorter_time_limit(client: Client) -> None:
@@ -460,8 +458,8 @@ async def test_rest_turn_has_no_late_updates_of_the_previous_turn(
     assert texts_of(reply["events"]) == "mine"
 
 
-async def test_each_turn_has_one_start_and_one_end(serve: Serve) -> None:
-    server = await serve(cancel_grace_secs=0.2)
+async def test_each_turn_has_one_start_and_one_end(share: Serve) -> None:
+    server = await share(cancel_grace_secs=0.2)
     client = await server.client()
     session = await client.create()
     socket = await client.connect(session, after=0)

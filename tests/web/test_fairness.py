@@ -22,8 +22,8 @@ async def busy(client: Client) -> Socket:
 # Agents.
 
 
-async def test_app_without_an_agent_is_served_while_another_uses_every_slot(serve: Serve) -> None:
-    server = await serve(max_live_agents=2)
+async def test_app_without_an_agent_is_served_while_another_uses_every_slot(share: Serve) -> None:
+    server = await share(max_live_agents=2)
     greedy, other = await server.client("greedy"), await server.client("other")
     hogs = [await busy(greedy) for _ in range(2)]
     waiting = await greedy.connect(await greedy.create())
@@ -37,8 +37,8 @@ async def test_app_without_an_agent_is_served_while_another_uses_every_slot(serv
     assert (await waiting.until("turn_end"))["stop_reason"] == "end_turn"
 
 
-async def test_single_app_uses_every_slot_except_the_reserved_ones(serve: Serve) -> None:
-    server = await serve(max_live_agents=2)
+async def test_single_app_uses_every_slot_except_the_reserved_ones(share: Serve) -> None:
+    server = await share(max_live_agents=2)
     client = await server.client()
     for _ in range(2):
         await busy(client)

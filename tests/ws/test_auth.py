@@ -204,8 +204,8 @@ async def test_other_first_frame_closes_with_4501(server: LocalServer, client: C
         assert await said_goodbye(socket) == 4501, data
 
 
-async def test_late_auth_frame_closes_with_4502(serve: Serve) -> None:
-    server = await serve(auth_timeout_secs=1)
+async def test_late_auth_frame_closes_with_4502(share: Serve) -> None:
+    server = await share(auth_timeout_secs=1)
     session = await (await server.client()).create()
     began = time.monotonic()
     socket = await server.anonymous().connect(session, ready=False)
@@ -213,8 +213,8 @@ async def test_late_auth_frame_closes_with_4502(serve: Serve) -> None:
     assert time.monotonic() - began >= 1
 
 
-async def test_pings_do_not_extend_the_auth_timeout(serve: Serve) -> None:
-    server = await serve(auth_timeout_secs=1)
+async def test_pings_do_not_extend_the_auth_timeout(share: Serve) -> None:
+    server = await share(auth_timeout_secs=1)
     session = await (await server.client()).create()
     socket = await server.anonymous().connect(session, ready=False)
 
