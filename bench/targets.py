@@ -351,6 +351,9 @@ class Server:
             "ADMIN_TOKEN": ADMIN,
             "AGENTS": json.dumps({"bench": argv}),
             "DEFAULT_AGENT": "bench",
+            # The received bytes are compared, so no heartbeat may come. A socket that is not
+            # measured at the moment does not respond to pings either.
+            "HEARTBEAT_SECS": "3600",
             **settings,
         }
         named = {f"CLAWDFORGE_{name}": value for name, value in variables.items()}

@@ -310,11 +310,12 @@ class _Server:
         index = await SearchIndex.open(self._data_dir.search_index)
         stack.push_async_callback(index.close)
 
-        def busy() -> set[int]:
-            return {session.row.n for session in sessions.cached.values() if session.is_busy}
+        def is_busy(session_id: str) -> bool:
+            session = sessions.cached.get(session_id)
+            return session is not None and session.is_busy
 
         growth = growth_of(sessions.cluster, sessions.writer)
-        return Indexer(index, queries, GrowthQueries(self._database), busy, growth)
+        return Indexer(index, queries, GrowthQueries(self._database), is_busy, growth)
 
     async def _load_tokens(
         self, stack: contextlib.AsyncExitStack, queries: Queries, writer: DatabaseWriter

@@ -6,7 +6,7 @@ import asyncio
 import json
 import math
 from collections.abc import Callable, Iterator
-from typing import Any, NoReturn, TypeVar, cast
+from typing import Any, NoReturn, TypeVar
 
 import orjson
 
@@ -151,7 +151,9 @@ def parse_rpc(line: bytes) -> dict[str, Any] | None:
     if message is None or message.get("jsonrpc") != "2.0":
         return None
     if "method" in message:
-        is_message = isinstance(message["method"], str) and _is_id(message.get("id"))
+        is_message = isinstance(message["method"], str)
+        if "id" in message:
+            is_message = is_message and _is_id(message["id"])
     else:
         is_message = (
             "id" in message
@@ -173,6 +175,7 @@ def parse_message(line: bytes) -> dict[str, Any] | None:
     surrogate such as ``\\ud83d``, which the grammar and browsers allow, but orjson does not. So
     lines that orjson rejects are parsed by the slower json module.
     """
+    message: Any
     try:
         message = orjson.loads(line)
     except ValueError:
@@ -180,4 +183,4 @@ def parse_message(line: bytes) -> dict[str, Any] | None:
             message = json.loads(line.decode(), parse_constant=_refuse)
         except (ValueError, RecursionError):
             return None
-    return cast("dict[str, Any]", message) if isinstance(message, dict) else None
+    return message if isinstance(message, dict) else None

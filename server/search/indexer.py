@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import logging
 import time
-from collections.abc import Callable, Collection, Sequence
+from collections.abc import Callable, Iterable, Sequence
 
 from ..limits import ByteBudget
 from ..storage.growth import GrowthQueries
@@ -23,8 +23,8 @@ MAX_ENTRY_BYTES = 1 << 20
 """A larger entry is not searched: to read its text would take several times its size."""
 READ_AT_ONCE_BYTES = 16 << 10
 """Bytes of entries that are read at once, which takes less than half a millisecond."""
-REST_FACTOR = 4
-"""After each page the indexer rests for this many times as long as the page took."""
+REST_FACTOR = 9
+"""After each piece of work the indexer rests for this many times as long as the piece took."""
 
 
 class Indexer:
@@ -32,7 +32,7 @@ class Indexer:
 
     Args:
         queries, growth: of the main database.
-        busy: returns the numbers of the sessions that run a turn. They are indexed afterwards.
+        is_busy: whether the session with an id runs a turn. It is indexed afterwards.
         growth_value: returns a value that changes with new rows of the log and new sessions.
         interval: seconds between two rounds.
     """
@@ -42,19 +42,19 @@ class Indexer:
         index: SearchIndex,
         queries: Queries,
         growth: GrowthQueries,
-        busy: Callable[[], Collection[int]],
+        is_busy: Callable[[str], bool],
         growth_value: Callable[[], object],
         interval: float = INTERVAL_SECS,
     ) -> None:
         self._index = index
         self._queries = queries
         self._growth = growth
-        self._busy = busy
+        self._is_busy = is_busy
         self._growth_value = growth_value
         self._interval = interval
         self._last_log_row = 0
         self._last_session = 0
-        self._due: set[int] = set()
+        self._due: dict[int, str] = {}  # the id of each session; empty if it is not known yet
         self._turns = ByteBudget(1, 1)  # one search at a time; the apps take turns
 
     async def run(self) -> None:
@@ -78,13 +78,16 @@ class Indexer:
         if last_row != self._last_log_row or last_session > self._last_session:
             await self._find_grown()
         failure: Exception | None = None
-        for session in sorted(self._due - set(self._busy())):
+        for session in sorted(self._due):
+            if self._is_busy(self._due.get(session, "")):
+                continue
             try:
-                await self._index_session(session)
+                is_complete = await self._index_session(session)
             except Exception as error:  # noqa: BLE001 - raised below
                 failure = error
             else:
-                self._due.discard(session)
+                if is_complete:
+                    self._due.pop(session, None)
         if failure is not None:  # the other sessions are indexed nevertheless
             raise failure
         return bool(self._due) or self._last_log_row < last_row
@@ -98,7 +101,7 @@ class Indexer:
         self._last_log_row, sessions = grown
         created = await self._growth.session_numbers(after=self._last_session)
         self._last_session = max([self._last_session, *created])
-        self._due.update(sessions, created)
+        self._note_due({*sessions, *created})
 
     async def find(self, app_name: str, query: str, limit: int) -> list[tuple[Hit, str]]:
         """The newest hits of an app, each with the JSON of its session's ``meta``."""
@@ -110,7 +113,7 @@ class Indexer:
 
     async def forget(self, session: int) -> None:
         """Forget a session that is being deleted."""
-        self._due.discard(session)
+        self._due.pop(session, None)
         await self._index.forget(session)
 
     async def forget_deleted(self) -> None:
@@ -127,31 +130,44 @@ class Indexer:
         progress = await self._index.progress()
         heads = await self._growth.log_heads()
         self._last_log_row = await self._growth.last_log_row()
-        self._due = {
+        self._due = {}
+        self._note_due(
             session
             for session, head in heads.items()
             if session not in progress or progress[session].seq < head
-        }
+        )
         # A fork may have no rows of its own.
         numbers = await self._growth.session_numbers(after=0)
-        self._due.update(number for number in numbers if number not in progress)
+        self._note_due(number for number in numbers if number not in progress)
         self._last_session = max([0, *numbers])
 
-    async def _index_session(self, session: int) -> None:
+    def _note_due(self, sessions: Iterable[int]) -> None:
+        for session in sessions:
+            self._due.setdefault(session, "")
+
+    async def _index_session(self, session: int) -> bool:
+        """Index what was said in a session. Return False if it runs a turn again meanwhile."""
         row = await self._growth.session(session)
         if row is None:
             await self._index.forget(session)
-            return
+            return True
+        self._due[session] = row.id
         indexed = await self._index.progress_of(session)
         if indexed is not None and indexed.session_id != row.id:
             await self._index.forget(session)
             indexed = None
         position = indexed.seq if indexed is not None else 0
         reader = DocumentReader(position)
-        while rows := await self._queries.read_log(
-            session, position, PAGE_BYTES, largest=MAX_ENTRY_BYTES
-        ):
-            began = time.monotonic()
+        while not self._is_busy(row.id):
+            rows = await self._queries.read_log(
+                session, position, PAGE_BYTES, largest=MAX_ENTRY_BYTES
+            )
+            if not rows:
+                if rest := reader.end():
+                    await self._index.add(
+                        row.app_name, session, row.id, rest, seq=reader.complete_seq
+                    )
+                return True
             lines = [
                 line
                 for stored in rows
@@ -159,17 +175,22 @@ class Indexer:
             ]
             position = rows[-1].last_seq
             documents = await _read_in_pieces(reader, lines)
+            began = time.monotonic()
             await self._index.add(row.app_name, session, row.id, documents, seq=reader.complete_seq)
-            await asyncio.sleep(REST_FACTOR * (time.monotonic() - began))
-        if rest := reader.end():
-            await self._index.add(row.app_name, session, row.id, rest, seq=reader.complete_seq)
+            await _rest_since(began)
+        return False
+
+
+async def _rest_since(began: float) -> None:
+    """Leave the event loop to the turns, after work that began at that time."""
+    await asyncio.sleep(REST_FACTOR * (time.monotonic() - began))
 
 
 async def _read_in_pieces(reader: DocumentReader, lines: Sequence[bytes]) -> list[Document]:
     """Read entries, and let other tasks proceed meanwhile.
 
-    Only a large entry is read in a thread: a busy thread gives up Python's lock every 5 ms, so a
-    turn that needs it ten times would wait for 50 ms.
+    Only a large entry is read in a thread, because a busy thread delays the event loop whenever
+    that needs Python's lock.
     """
     documents: list[Document] = []
     start = size = 0
@@ -178,10 +199,11 @@ async def _read_in_pieces(reader: DocumentReader, lines: Sequence[bytes]) -> lis
         if size < READ_AT_ONCE_BYTES and index + 1 < len(lines):
             continue
         piece, start = lines[start : index + 1], index + 1
+        began = time.monotonic()
         if size > 2 * READ_AT_ONCE_BYTES:
             documents += await asyncio.to_thread(reader.read, piece)
         else:
             documents += reader.read(piece)
-            await asyncio.sleep(0)
+        await _rest_since(began)
         size = 0
     return documents

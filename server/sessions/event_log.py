@@ -255,6 +255,7 @@ class SessionLog(LogReader):
 
     Attributes:
         time_ns: returns unix nanoseconds by the clock of the entries.
+        source: the source of further entries, once another node of a cluster may write them.
     """
 
     def __init__(
@@ -266,7 +267,7 @@ class SessionLog(LogReader):
         self.time_ns = shared.time_ns
         self._next = head + 1
         self._pending: list[bytes] = []
-        self._source: LogSource | None = None
+        self.source: LogSource | None = None
 
     @property
     def last(self) -> int:
@@ -275,28 +276,23 @@ class SessionLog(LogReader):
 
     # After the release of the session
 
-    @property
-    def source(self) -> LogSource | None:
-        """The source of further entries, once another node of a cluster may write them."""
-        return self._source
-
     def release(self, source: LogSource) -> None:
         """Append nothing any more, and get further entries from *source* while anybody reads."""
-        self._source = source
+        self.source = source
         if self._subscribers:
             source.start()
 
     def subscribe(self, notify: Callable[[], None]) -> None:
         is_first = not self._subscribers
         super().subscribe(notify)
-        if is_first and self._source is not None:
-            self._source.start()
+        if is_first and self.source is not None:
+            self.source.start()
 
     def unsubscribe(self, notify: Callable[[], None]) -> None:
         had_any = bool(self._subscribers)
         super().unsubscribe(notify)
-        if had_any and not self._subscribers and self._source is not None:
-            self._source.stop()
+        if had_any and not self._subscribers and self.source is not None:
+            self.source.stop()
 
     def move_head(self, head: int) -> None:
         """Make the stored entries up to *head* visible, and notify the subscribers."""
@@ -321,7 +317,7 @@ class SessionLog(LogReader):
         Raises:
             ReleasedLogError: another node may append to it.
         """
-        if self._source is not None:
+        if self.source is not None:
             raise ReleasedLogError
         seq = self._next
         self._next += 1

@@ -167,13 +167,13 @@ class DatabaseWriter:
         """
         if not self._dirty:
             self._gathering_since = time.monotonic()
+            self._notify()
         self._dirty[log] = None
         self._backlog += size
         if size > self._limits.large_bytes:
             self._has_large_entry = True
         if self._has_large_entry or self._backlog > self._limits.backlog_bytes:
             self._has_capacity.clear()
-        self._notify()
 
     def add(self, transaction: Sequence[Statement]) -> None:
         """Commit statements together with the entries that were gathered before the next await.

@@ -35,7 +35,7 @@ async def test_log_that_has_not_grown_is_not_queried(monkeypatch: pytest.MonkeyP
 
     loops = mock.Mock(sleep=sleep)
     monkeypatch.setattr(indexer_module, "asyncio", loops)
-    indexer = Indexer(index, mock.Mock(), growth, set, lambda: commits)
+    indexer = Indexer(index, mock.Mock(), growth, lambda session_id: False, lambda: commits)
     with pytest.raises(asyncio.CancelledError):
         await indexer.run()
     assert queries == [1, 1, 1, 2, 2, 3, 4, 5]

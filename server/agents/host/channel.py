@@ -13,6 +13,9 @@ import msgspec
 from ...reload.state import Inherited, Passed
 from ..pipes import as_file, unsent
 
+OUTPUT_PIECE_BYTES = 16 << 10
+"""The most that is read at once, so that the other sessions wait for half a millisecond at most
+while one agent writes at full speed."""
 BACKLOG_LIMIT_BYTES = 4 << 20
 """Reading stops while more than this waits to be written."""
 REST_BYTES = 1 << 20
@@ -66,6 +69,7 @@ class Channel(asyncio.Protocol):
         self._source_fd = source.fileno()
         loop = asyncio.get_running_loop()
         self._reader, _ = await loop.connect_read_pipe(lambda: self, source)
+        self._reader.max_size = OUTPUT_PIECE_BYTES  # type: ignore[attr-defined] # of every Unix pipe
         undo.callback(self._reader.close)
 
     async def restore(

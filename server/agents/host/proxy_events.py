@@ -20,6 +20,23 @@ from .prompts import HostPrompt, PromptQueue
 from .settings_sync import SettingsSync
 from .stdio_proxy import StdioProxy
 
+WITHHELD_UPDATES = frozenset(
+    {
+        "user_message_chunk",
+        "agent_message_chunk",
+        "agent_thought_chunk",
+        "tool_call",
+        "tool_call_update",
+        "plan",
+        "plan_update",
+        "plan_removed",
+        "subagent_update",
+        "session_message",
+        "session_message_chunk",
+    }
+)
+"""The kinds of ``session/update`` that acpx does not receive, because it would only parse and
+discard them."""
 NOTED_UPDATES = acp_settings.SETTING_UPDATES | {
     *("tool_call", "tool_call_update", "usage_update", "session_info_update")
 }
@@ -143,28 +160,39 @@ class ProxyEvents:
     def notification_received(
         self, line: bytes, message: dict[str, Any], *, replayed: bool
     ) -> bool:
+        params = message.get("params")
+        if message["method"] == "session/update" and isinstance(params, dict):
+            update = params.get("update")
+            if isinstance(update, dict):
+                return self._update_received(line, params, update, replayed=replayed)
+        elif message["method"] == "$/cancel_request" and isinstance(params, dict):
+            self._binding.observer.request_withdrawn(params.get("requestId"))
+        if not replayed:
+            self._binding.observer.notification_received(line)
+        return True
+
+    def _update_received(
+        self, line: bytes, params: dict[str, Any], update: dict[str, Any], *, replayed: bool
+    ) -> bool:
+        """Handle an update. Return whether acpx receives it."""
         subagent = None
-        if message["method"] == "session/update":
-            params = message.get("params")
-            update = params.get("update") if isinstance(params, dict) else None
-            # Other agents have no sessions of subagents, and may send any session id.
-            announced = "subagents" in self._binding.spec.client_capabilities
-            if announced or (isinstance(update, dict) and "_meta" in update):
-                subagent = subagent_of(params, self._own_id if announced else None)
-            if isinstance(params, dict) and isinstance(update, dict):
-                self._note_update(params, update, replayed=replayed)
-        elif message["method"] == "$/cancel_request" and isinstance(message.get("params"), dict):
-            self._binding.observer.request_withdrawn(message["params"].get("requestId"))
+        # Other agents have no sessions of subagents, and may send any session id.
+        announced = "subagents" in self._binding.spec.client_capabilities
+        if announced or "_meta" in update:
+            subagent = subagent_of(params, self._own_id if announced else None)
+        kind = update.get("sessionUpdate")
+        if not isinstance(kind, str):
+            kind = ""
+        elif kind in NOTED_UPDATES:
+            self._note_update(params, update, kind, replayed=replayed)
         if not replayed:
             self._binding.observer.notification_received(line, subagent)
-        return subagent is not None and "session_id" in subagent
+        is_of_child = subagent is not None and "session_id" in subagent
+        return not (kind in WITHHELD_UPDATES or is_of_child)
 
     def _note_update(
-        self, params: Mapping[str, Any], update: dict[str, Any], *, replayed: bool
+        self, params: Mapping[str, Any], update: dict[str, Any], kind: str, *, replayed: bool
     ) -> None:
-        kind = update.get("sessionUpdate")
-        if not isinstance(kind, str) or kind not in NOTED_UPDATES:
-            return
         if kind in ("tool_call", "tool_call_update"):
             if not replayed:
                 self._binding.observer.tool_call_updated(update)

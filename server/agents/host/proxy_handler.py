@@ -66,7 +66,7 @@ class ProxyHandler(Protocol):
         """The agent sent a notification; *replayed* if session/load made it repeat an old one.
 
         Returns:
-            Whether it is of the session of a subagent, which acpx does not know.
+            Whether acpx receives it.
         """
 
     def response_received(self, line: bytes, message: dict[str, Any]) -> None:

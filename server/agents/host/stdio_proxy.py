@@ -35,7 +35,6 @@ from .incomplete_messages import IncompleteMessages, MessageMemory
 from .own_requests import OwnRequests
 from .proxy_handler import ProxyHandler
 from .proxy_state import ProxyState
-from .withheld import is_withheld
 
 logger = logging.getLogger(__name__)
 
@@ -326,8 +325,7 @@ class StdioProxy:
                 return True
             return False
         replayed = self._conversation.is_loading
-        is_of_subagent = self._handler.notification_received(line, message, replayed=replayed)
-        return not (is_of_subagent or (method == "session/update" and is_withheld(message)))
+        return self._handler.notification_received(line, message, replayed=replayed)
 
     def _handle_response(self, line: bytes, message: dict[str, Any]) -> bool:
         """Handle a response to acpx. Return whether acpx receives it."""
