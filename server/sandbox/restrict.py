@@ -26,6 +26,7 @@ step. The server makes the plan (:meth:`server.sandbox.sandbox.Sandbox.plan`); i
 ``tunnel``      ``{socket, secret, ports}``: see ``network.py``; null without a network of its own
 ``python``      the Python that runs ``network.py``
 ``relay``       the command of a program that is run instead, and runs this one again
+``pid_file``    the file that gets the id of this process, which is then that of the program
 
 Run as a program (``python -I -S restrict.py PLAN ARGV…``) it reads the plan from a file, removes
 all ``CLAWDFORGE_`` variables and becomes ARGV.
@@ -376,6 +377,10 @@ def main() -> None:
         plan = json.load(file)
     if plan.get("relay") and RELAYED not in os.environ:
         os.execv(plan["relay"][0], [*plan["relay"], *sys.argv[1:]])
+    if plan.get("pid_file"):
+        flags = os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_NOFOLLOW | os.O_CLOEXEC
+        with open(os.open(plan["pid_file"], flags, 0o600), "w") as file:
+            file.write(f"{os.getpid()}\n")
     environ = {k: v for k, v in os.environ.items() if not k.startswith("CLAWDFORGE_")}
     argv = sys.argv[2:]
     try:

@@ -115,11 +115,9 @@ class SessionDetails:
             setattr(row, name, value)
         self._core.changed()
 
-    def log_undo(
-        self, entry_index: int, replaced: str, turn_index: int | None, snapshot_id: str | None
-    ) -> None:
+    def log_undo(self, entry_index: int, replaced: str, **about: Any) -> None:
         """Log that the folder was restored; see :func:`undo_notices.log_undo`."""
-        log_undo(self._core, entry_index, replaced, turn_index, snapshot_id)
+        log_undo(self._core, entry_index, replaced, **about)
 
     async def mark_read(self, seq: int) -> None:
         """Note that the app has read the entries up to *seq*.

@@ -51,7 +51,7 @@ class TurnRecorder:
         """Log ``turn_start``.
 
         Args:
-            context: whether the agent's conversation is ``new``, ``kept`` or ``lost``.
+            context: whether the agent's conversation is ``new``, ``kept``, ``told`` or ``lost``.
         """
         row, log = self._core.row, self._core.log
         self.last_started_index = max(self.last_started_index, turn.index)
@@ -65,7 +65,8 @@ class TurnRecorder:
         row.turn_count += 1
         row.last_turn_at = now
         row.has_context = max(row.has_context, int(turn.is_sent))
-        if turn.history is not None:
+        is_told = turn.history is not None and turn.is_sent
+        if is_told:
             row.owes_history = 0
         self._core.context.writer.add(
             statements.start_turn(
@@ -74,7 +75,7 @@ class TurnRecorder:
                 first_seq=first_seq,
                 at=now,
                 sent=turn.is_sent,
-                told=turn.history is not None,
+                told=is_told,
             )
         )
 
@@ -101,7 +102,7 @@ class TurnRecorder:
         reason, error = resolve_end(turn, stop_reason, error)
         self._requests.cancel(turn.index)
         if not turn.has_started:
-            self.start(turn, "kept" if self._core.row.has_context else "new")
+            self.start(turn, self._context_without_agent())
         elapsed = time.monotonic() - turn.dispatched_at if turn.dispatched_at else 0
         turn.duration_ms = int(elapsed * 1000)
         fields = entries.error_fields(error) if error is not None else None
@@ -109,6 +110,12 @@ class TurnRecorder:
         if (tracer := self._core.context.metrics.tracer) is not None:
             self._trace_end(tracer, turn, elapsed, used)
         self._measure_end(turn, elapsed, error.code if error is not None else None)
+
+    def _context_without_agent(self) -> str:
+        """The ``context`` of a turn that the agent has not received."""
+        if self._core.row.owes_history:
+            return "told"  # as the next turn is that the agent receives
+        return "kept" if self._core.row.has_context else "new"
 
     def _log_end(
         self, turn: Turn, reason: str, error: dict[str, Any] | None, reported: Any

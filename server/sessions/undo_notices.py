@@ -12,8 +12,10 @@ def log_undo(
     core: SessionCore,
     entry_index: int,
     replaced: str,
+    *,
     turn_index: int | None,
     snapshot_id: str | None,
+    is_complete: bool = True,
 ) -> None:
     """Log that the folder was restored, for the clients that show it.
 
@@ -21,6 +23,7 @@ def log_undo(
         entry_index: the turn index of the entry.
         replaced: the snapshot of the state that was replaced.
         turn_index, snapshot_id: the state that was restored: before a turn, or a snapshot.
+        is_complete: false if the undo failed, so that a part of the folder may be restored.
     """
     if core.is_log_complete:
         return  # it was closed meanwhile
@@ -28,6 +31,8 @@ def log_undo(
         state: dict[str, Any] = {"restored_turn": turn_index}
     else:
         state = {"restored_snapshot": snapshot_id}
+    if not is_complete:
+        state["incomplete"] = True
     fields = entries.encode_fields(notice="undone", snapshot_id=replaced, **state)
     core.log.append("notice", entry_index, fields)
 
@@ -40,7 +45,8 @@ async def log_finished_undo(core: SessionCore) -> None:
         return
     replaced = undo.snapshot_id
     if replaced is not None and not await _is_logged(core, replaced, undo.position):
-        log_undo(core, undo.entry_index, replaced, undo.turn_index, undo.restored_id)
+        target: dict[str, Any] = {"turn_index": undo.turn_index, "snapshot_id": undo.restored_id}
+        log_undo(core, undo.entry_index, replaced, **target)
     core.context.tasks.spawn(_forget_undo(core, core.log.last, replaced), f"settle-undo-{core.id}")
 
 

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import logging
+import secrets
 from collections.abc import Awaitable, Callable, Mapping
 from typing import TYPE_CHECKING, Any
 
@@ -204,7 +206,7 @@ class SessionSnapshots:
         entry_index: int,
         position: int,
         is_busy: Callable[[], bool],
-        restored: Callable[[str], Awaitable[None]],
+        restored: Callable[[str, bool], Awaitable[None]],
     ) -> dict[str, Any]:
         """Restore the folder to its state before a turn, or to a snapshot.
 
@@ -213,8 +215,9 @@ class SessionSnapshots:
             entry_index: the turn index of a log entry about the undo.
             position: of the log, after which that entry will be.
             is_busy: whether a turn runs in the folder. A later prompt waits for the undo.
-            restored: logs the undo with the ``snapshot_id``, before a waiting prompt proceeds.
-                Until the awaitable is done, a restart of the server logs the undo again.
+            restored: logs the undo with the ``snapshot_id``, before a waiting prompt proceeds, and
+                whether it is complete: if it failed, a part of the folder may be restored. Until
+                the awaitable is done, a restart of the server logs the undo again.
 
         Returns:
             ``snapshot_id`` of the state that was replaced, the number of ``restored`` files, and
@@ -225,6 +228,7 @@ class SessionSnapshots:
         """
         self._service.check()
         fields = {
+            "undo_id": secrets.token_hex(8),
             "turn_index": turn_index,
             "snapshot_id": snapshot_id,
             "last_turn": last_turn,
@@ -241,20 +245,53 @@ class SessionSnapshots:
                 self._is_undoing = True
                 self.note_changed()
                 try:
-                    response, _ = await self._request("undo", **fields)
-                except Error:
-                    await self.settle_undo(None)  # the next server must not finish it
-                    raise
+                    response, failure = await self._undo(fields)
                 finally:
                     self._is_undoing = False
-                logged = restored(response["snapshot_id"])
+                logged = restored(response["snapshot_id"], failure is None)
                 self._pack_later(response)
             await logged
+            if failure is not None:
+                raise failure
             async with self.lock:
                 await self.settle_undo(response["snapshot_id"])
             return response
 
         return await self._service.finish(restore())
+
+    async def _undo(self, fields: Mapping[str, Any]) -> tuple[dict[str, Any], Error | None]:
+        """Restore the folder. If the worker fails meanwhile, another one finishes that.
+
+        Returns:
+            The response, and a failure if a part of the folder may be restored. No later server
+            finishes it.
+
+        Raises:
+            Error: it failed, and the folder is as it was.
+        """
+        try:
+            return (await self._request("undo", **fields))[0], None
+        except Error as error:
+            failure = error
+        undo_id = fields["undo_id"]
+        nothing = {"restored": 0, "not_restored": [], "skipped": {}, "pack": False}
+        with contextlib.suppress(Error, SnapshotError):
+            found, _ = await self.call("recover", timeout=LONG_SECS, undo_id=undo_id)
+            if (journal := found["journal"]) is not None:
+                return {**nothing, **found, "snapshot_id": journal["snapshot_id"]}, None
+        journal = await self._forget_undo(undo_id=undo_id)
+        if journal is None:
+            raise failure
+        replaced = journal["snapshot_id"]
+        message = f"{failure.message}; the folder may be restored in part: {replaced} was its state"
+        partly = Error(
+            failure.code,
+            message,
+            retry_after=failure.retry_after,
+            retryable=failure.retryable,
+            fields={"snapshot_id": replaced},
+        )
+        return {**nothing, "snapshot_id": replaced}, partly
 
     async def recover_undo(self) -> FinishedUndo | None:
         """Finish the undo that a killed server left unfinished, if there is one.
@@ -263,16 +300,26 @@ class SessionSnapshots:
             Error, SnapshotError: it cannot be finished.
         """
         async with self.lock:
-            response, _ = await self.call("recover", timeout=LONG_SECS)
+            response, _ = await self.call("recover", timeout=LONG_SECS, undo_id=None)
         journal = response["journal"]
         return None if journal is None else msgspec.convert(journal, FinishedUndo)
 
     async def settle_undo(self, snapshot_id: str | None) -> None:
         """Forget an undo, which the log has, so that no later server logs it. None: any undo."""
+        await self._forget_undo(snapshot_id=snapshot_id)
+
+    async def _forget_undo(
+        self, undo_id: str | None = None, snapshot_id: str | None = None
+    ) -> dict[str, Any] | None:
+        """Remove the journal of an undo, and return it; None if there is none."""
+        names = {"undo_id": undo_id, "snapshot_id": snapshot_id}
         try:
-            await self.call("settle", timeout=LONG_SECS, snapshot_id=snapshot_id)
+            response, _ = await self.call("settle", timeout=LONG_SECS, **names)
         except (Error, SnapshotError) as error:
             self._log(error)
+            return None
+        journal: dict[str, Any] | None = response["journal"]
+        return journal
 
     # Workers
 

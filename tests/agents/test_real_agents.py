@@ -37,7 +37,7 @@ def machine(tmp_path: Path, api: StandIn, monkeypatch: pytest.MonkeyPatch) -> Pa
     try:
         found = {
             "claude": real_agents.find_claude(),
-            "claude-agent-acp": real_agents.find_claude_adapter(),
+            "claude-agent-acp": real_agents.find_newest_claude_adapter(),
             "opencode": real_agents.find_opencode(),
         }
     except real_agents.NotInstalledError as error:

@@ -164,7 +164,8 @@ class Real:
         requested: a part of the name of that model in requests to the API.
         calls: returns the tool calls that call a tool of an MCP server, from its name and
             arguments; None if the model gets the definition of the tool.
-        question: the tool call that asks the user; None if the agent has no such tool.
+        question: the tool call that asks the user, which some agents refuse over ACP.
+        other_mode: a mode in which it does not begin, and which is not the one that asks.
         asks_with: values of its options with which it may ask.
     """
 
@@ -174,10 +175,11 @@ class Real:
     serve_api: Callable[[], contextlib.AbstractAsyncContextManager[StandIn]]
     prepare: Callable[[Path, StandIn], dict[str, str]]
     writes: Callable[[Path], ToolUse]
+    question: ToolUse
+    other_mode: str
     model: str | None = None
     requested: str = ""
     calls: Callable[[str, Json], tuple[ToolUse, ...]] | None = None
-    question: ToolUse | None = None
     asks_with: Json | None = None
 
 
@@ -193,9 +195,10 @@ def claude_with(find: Callable[[], Path]) -> Real:
         stand_in,
         claude,
         tool("Write", "file_path"),
+        ASK_USER,
+        "plan",
         model="haiku",
         requested="haiku",
-        question=ASK_USER,
     )
 
 
@@ -220,10 +223,11 @@ AGENTS = {
         lambda: serve_api(ResponsesApi),
         codex,
         patch,
+        ToolUse("request_user_input", {"questions": [{**DATABASE, "id": "database"}]}),
+        "agent-full-access",
         model="gpt-6-sol",
         requested="gpt-6-sol",
         calls=calls_by_script,
-        question=ToolUse("request_user_input", {"questions": [{**DATABASE, "id": "database"}]}),
         asks_with={"collaboration_mode": "plan"},
     ),
     "gemini": Real(
@@ -233,6 +237,8 @@ AGENTS = {
         lambda: serve_api(GeminiApi),
         gemini,
         tool("write_file", "file_path"),
+        ToolUse("ask_user", {"questions": [{**DATABASE, "type": "choice"}]}),
+        "autoEdit",
         model="gemini-2.5-pro",
         requested="gemini-2.5-pro",
     ),
@@ -243,6 +249,8 @@ AGENTS = {
         stand_in,
         opencode,
         tool("write", "filePath"),
+        ToolUse("question", {"questions": [DATABASE]}),
+        "plan",
         model="stand-in/other",
         requested="other",
     ),
@@ -253,8 +261,9 @@ AGENTS = {
         lambda: serve_api(ChatApi),
         qwen,
         tool("write_file", "file_path"),
+        ToolUse("ask_user_question", {"questions": [DATABASE]}),
+        "plan",
         calls=calls_after_search,
-        question=ToolUse("ask_user_question", {"questions": [DATABASE]}),
     ),
 }
 
@@ -313,8 +322,10 @@ async def until_asked(
     return asked
 
 
-async def write(client: Client, session: str, api: StandIn, real: Real, name: str) -> None:
-    """Make the agent write a file; it must request a permission first."""
+async def write(
+    client: Client, session: str, api: StandIn, real: Real, name: str, kind: str = "allow_once"
+) -> None:
+    """Make the agent write a file. It must request a permission first, and obey the outcome."""
     path = Path((await client.state(session))["cwd"]) / name
     api.always(Text("Done."))
     api.plan(real.writes(path))
@@ -323,12 +334,11 @@ async def write(client: Client, session: str, api: StandIn, real: Real, name: st
     asked = await until_asked(client, session, turn)
     assert not path.exists()
     options = {option["kind"]: option["optionId"] for option in asked[0]["request"]["options"]}
-    answer = {"option_id": options["allow_once"]}
     url = f"/sessions/{session}/permissions/{asked[0]['request_id']}"
-    assert (await client.post(url, answer))[0] == 200
+    assert (await client.post(url, {"option_id": options[kind]}))[0] == 200
     status, reply = await turn
     assert status == 200, reply
-    assert path.exists()
+    assert path.exists() == (kind == "allow_once")
 
 
 async def test_agent_requests_permission_before_it_writes_also_after_hibernation(
@@ -348,6 +358,7 @@ async def test_agent_requests_permission_before_it_writes_also_after_hibernation
 
     await hibernate(server, session)
     await write(client, session, api, real, "second")
+    await write(client, session, api, real, "third", "reject_once")
     assert real.requested in api.requests[-1]["model"]
 
     api.always(Failure(401, "Incorrect API key provided."))

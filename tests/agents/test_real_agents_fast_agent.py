@@ -1,7 +1,8 @@
-"""The real fast-agent, which runs on Python and never asks: its work and its table row."""
+"""The real fast-agent, which runs on Python and asks only for tools of MCP servers."""
 
 from __future__ import annotations
 
+import asyncio
 import json
 import os
 from pathlib import Path
@@ -13,17 +14,20 @@ from server.config import AgentCommand
 
 from ..conftest import Serve
 from ..support import fast_agent
-from ..support.anthropic_stand_in import Failure, Text, ToolUse, stand_in
-from ..support.harness import texts_of
+from ..support.anthropic_stand_in import Failure, StandIn, Text, ToolUse, stand_in
+from ..support.harness import Client, Json, texts_of
 from ..support.real_agents import NotInstalledError
-from .test_real_agents_ask import KEY, Real, hibernate
+from .test_real_agents_ask import ASK_USER, KEY, Real, hibernate, until_asked
 from .test_real_agents_mcp import STDIO
 from .test_real_agents_table import (
     SYSTEM,
     accepts_image,
-    calls_mcp_tool,
+    asks_user,
     cancels,
+    change_settings,
     check_row,
+    check_settings,
+    name_of_tool,
     turn,
 )
 
@@ -53,6 +57,19 @@ def command(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> AgentCommand:
     return AgentCommand((*argv, "--model", "haiku", "--shell"), environ)
 
 
+async def weigh(client: Client, session: str, api: StandIn, name: str, kind: str) -> Json:
+    """Call the MCP server's tool, for which the agent asks. Return the model's last request."""
+    api.plan(ToolUse(name, {"text": "feather"}))
+    weighing = asyncio.create_task(client.turn(session, "Weigh a feather."))
+    asked = await until_asked(client, session, weighing)
+    options = {option["kind"]: option["optionId"] for option in asked[0]["request"]["options"]}
+    url = f"/sessions/{session}/permissions/{asked[0]['request_id']}"
+    assert (await client.post(url, {"option_id": options[kind]}))[0] == 200
+    status, reply = await weighing
+    assert status == 200, reply
+    return api.requests[-1]
+
+
 async def test_fast_agent_works_and_keeps_its_conversation(
     serve: Serve, command: AgentCommand
 ) -> None:
@@ -64,7 +81,8 @@ async def test_fast_agent_works_and_keeps_its_conversation(
         }
         server = await serve(**settings)
         client = await server.client()
-        session = await client.create(NAME, system=SYSTEM)
+        asking: Json = {"permission": "ask", "elicitation": "ask", "mcp_servers": [STDIO]}
+        session = await client.create(NAME, system=SYSTEM, **asking)
         api.always(Text("Done."))
         await turn(client, session, "Hello.")
         has_system = SYSTEM in json.dumps(api.requests[-1])
@@ -76,6 +94,7 @@ async def test_fast_agent_works_and_keeps_its_conversation(
         has_image = await accepts_image(client, session, api)
         can_steer = await cancels(client, session, api)
         await turn(client, session, "Go on.")
+
         await hibernate(server, session)
         await turn(client, session, "What did I say?")
         assert "Write it." in json.dumps(api.requests[-1])
@@ -83,18 +102,31 @@ async def test_fast_agent_works_and_keeps_its_conversation(
         assert [one["context"] for one in starts] == ["new", *["kept"] * (len(starts) - 1)]
         capabilities = server.services.sessions.cached[session].agent.reported.capabilities
         forks = (capabilities.get("sessionCapabilities") or {}).get("fork") is not None
-        other = await client.create(NAME, mcp_servers=[STDIO])
-        has_mcp = await calls_mcp_tool(client, other, api, as_real())
+        name = await name_of_tool(client, session, api)
+        assert name is not None
+        allowed = await weigh(client, session, api, name, "allow_once")
+        assert json.dumps(allowed).count("stdio weighed 7") == 1
+        rejected = await weigh(client, session, api, name, "reject_once")
+        assert json.dumps(rejected).count("stdio weighed 7") == 1
+        mode = (await client.state(session))["mode"]
+        real = Real(
+            NAME, NAME, Path, stand_in, lambda *_: {}, lambda _: ToolUse("bash", {}), ASK_USER, mode
+        )
+        question = await asks_user(client, session, api, real)
+
+        # It has one mode and no choice of models.
+        has_models = await change_settings(client, session, real)
+        await check_settings(server, client, session, api, real)
+        await server.stop()
+        server = await serve(**settings)
+        client = Client(server.url, client.token, client.http)
+        await check_settings(server, client, session, api, real)
+        assert "What did I say?" in json.dumps(api.requests[-1])
 
         api.always(Failure(401, "invalid x-api-key"))
         status, reply = await client.turn(session, "Go on.")
         assert (status, reply["stop_reason"]) == (200, "refusal"), reply
         assert "401" in texts_of(reply["events"])
-    cells = ["yes" if able else "no" for able in (has_image, has_system, has_mcp)]
-    further = ["no", *("yes" if able else "no" for able in (can_steer, forks))]
-    check_row(NAME, f"| {NAME} | {' | '.join([*cells, *further])} | never asks |")
-
-
-def as_real() -> Real:
-    """The agent for the helpers of the other tests."""
-    return Real(NAME, NAME, Path, stand_in, lambda *_: {}, lambda _: ToolUse("bash", {}))
+    cells = ["yes" if able else "no" for able in (has_image, has_system)]
+    further = ["yes" if able else "no" for able in (can_steer, forks, has_models)]
+    check_row(NAME, f"| {NAME} | {' | '.join([*cells, 'yes', question, *further])} | no mode |")

@@ -17,10 +17,12 @@ from pathlib import Path
 
 import pytest
 
+from server.agents import acp_settings
+
 from ..conftest import Serve
 from ..support.anthropic_stand_in import Hang, Json, StandIn, Text, ToolUse
-from ..support.harness import ROOT, Client
-from .test_real_agents_ask import AGENTS, Real, api, machine, real, until_asked
+from ..support.harness import ROOT, Client, LocalServer
+from .test_real_agents_ask import AGENTS, Real, api, machine, real
 from .test_real_agents_mcp import SECRET, STDIO
 
 pytestmark = [pytest.mark.agents, pytest.mark.timeout(240)]
@@ -65,28 +67,24 @@ async def accepts_image(client: Client, session: str, api: StandIn) -> bool:
     return status == 200 and (PIXELS in requests or any(f'"{kind}"' in requests for kind in kinds))
 
 
-async def rejects_tool(client: Client, session: str, api: StandIn, real: Real) -> None:
-    """Check that a tool which the user rejects does nothing, and that the turn ends."""
-    path = Path((await client.state(session))["cwd"]) / "rejected"
-    api.always(Text("Done."))
-    api.plan(real.writes(path))
-    asking = asyncio.create_task(client.turn(session, "Write it."))
-    asked = await until_asked(client, session, asking)
-    options = {option["kind"]: option["optionId"] for option in asked[0]["request"]["options"]}
-    url = f"/sessions/{session}/permissions/{asked[0]['request_id']}"
-    assert (await client.post(url, {"option_id": options["reject_once"]}))[0] == 200
-    status, reply = await asking
-    assert status == 200, reply
-    assert not path.exists()
-
-
 async def cancels(client: Client, session: str, api: StandIn) -> bool:
-    """Cancel a turn whose model hangs. Return whether the agent could be steered meanwhile."""
+    """Cancel a turn whose model hangs. Return whether the agent can be steered meanwhile.
+
+    Another test steers those that can; a prompt for any other must wait in the queue.
+    """
     api.plan(Hang(None))
     api.asked.clear()
+    socket = await client.connect(session)
     hanging = asyncio.create_task(client.turn(session, "Hang."))
     await api.asked.wait()
     can_steer = (await client.state(session))["steering"] is True
+    if not can_steer:
+        await socket.send("prompt", prompt="To the left.", steer=True)
+        accepted = await socket.until("accepted")
+        assert (accepted["steered"], accepted["queued"]) == (False, True)
+        await socket.send("cancel", turn_index=accepted["turn_index"])
+        assert (await socket.until("turn_end"))["withdrawn"] is True
+        assert "To the left." not in json.dumps(api.requests)
     assert (await client.post(f"/sessions/{session}/cancel"))[0] == 200
     status, reply = await hanging
     assert (status, reply["stop_reason"]) == (200, "cancelled"), reply
@@ -106,8 +104,6 @@ def answer_to(request: Json) -> Json:
 
 async def asks_user(client: Client, session: str, api: StandIn, real: Real) -> str:
     """Return the way in which the agent asks its user: ``form``, ``permission`` or ``no``."""
-    if real.question is None:
-        return "no"
     api.plan(real.question)
     before = len(api.requests)
     asking = asyncio.create_task(client.turn(session, "Ask me."))
@@ -126,7 +122,35 @@ async def asks_user(client: Client, session: str, api: StandIn, real: Real) -> s
     assert status == 200, reply
     if cell == "form":  # the model gets the answer
         assert json.dumps(api.requests[before:]).count("SQLite") > 1
+    if cell == "no":  # the model gets the refusal of the agent
+        assert len(api.requests) > before + 1
+        assert real.question.name in json.dumps(api.requests[-1])
     return cell
+
+
+async def change_settings(client: Client, session: str, real: Real) -> bool:
+    """Change the mode, and the model if the agent offers any. Return whether it does."""
+    socket = await client.connect(session)
+    await socket.send("set_mode", mode=real.other_mode)
+    await socket.send("set_model", model=real.model or "another")
+    if real.model is None:
+        assert (await socket.until("error"))["code"] in ("bad_request", "not_supported")
+    await turn(client, session, "Go on.")
+    await socket.close()
+    return real.model is not None
+
+
+async def check_settings(
+    server: LocalServer, client: Client, session: str, api: StandIn, real: Real
+) -> None:
+    """Check that the agent says it is in the other mode and model, and uses that model."""
+    await turn(client, session, "Go on.")
+    state = await client.state(session)
+    reported = server.services.sessions.cached[session].agent.reported
+    assert state["mode"] == acp_settings.current(reported, "mode") == real.other_mode
+    if real.model is not None:
+        assert real.requested in api.requests[-1]["model"]
+        assert state["model"] == real.model
 
 
 async def calls_deferred_tool(client: Client, session: str, api: StandIn, real: Real) -> bool:
@@ -145,21 +169,29 @@ async def calls_deferred_tool(client: Client, session: str, api: StandIn, real: 
             return False
 
 
+async def name_of_tool(client: Client, session: str, api: StandIn) -> str | None:
+    """The agent's name of the tool of a session's MCP server; None if it does not offer it."""
+    loop = asyncio.get_running_loop()
+    deadline = loop.time() + MCP_SECS
+    while True:  # some agents connect to the server after their first turn
+        await turn(client, session, "Hello.")
+        said = json.dumps(api.requests[-1]).replace("\\n", " ")
+        if (name := re.search(r"\w*_weigh\b", said)) is not None:
+            return name[0]
+        if loop.time() > deadline:
+            return None
+
+
 async def calls_mcp_tool(client: Client, session: str, api: StandIn, real: Real) -> bool:
     """Whether the agent offers the tool of a session's MCP server to the model, and calls it."""
     if real.calls is not None:
         return await calls_deferred_tool(client, session, api, real)
-    loop = asyncio.get_running_loop()
-    deadline, name = loop.time() + MCP_SECS, None
-    while name is None:  # some agents connect to the server after their first turn
-        await turn(client, session, "Hello.")
-        said = json.dumps(api.requests[-1]).replace("\\n", " ")
-        name = re.search(r"\w*_weigh\b", said)
-        if name is None and loop.time() > deadline:
-            return False
+    name = await name_of_tool(client, session, api)
+    if name is None:
+        return False
     if "ToolSearch" in json.dumps(api.requests[-1]):  # which loads the definitions of tools
-        api.plan(ToolUse("ToolSearch", {"query": f"select:{name[0]}"}))
-    api.plan(ToolUse(name[0], {"text": "feather"}))
+        api.plan(ToolUse("ToolSearch", {"query": f"select:{name}"}))
+    api.plan(ToolUse(name, {"text": "feather"}))
     reply = await turn(client, session, "Weigh a feather.")
     assert SECRET not in str(reply)
     return "stdio weighed 7" in json.dumps(api.requests[-1])
@@ -175,7 +207,6 @@ async def test_table_shows_what_the_agent_can_do(
     await turn(client, session, "Hello.")
     has_system = SYSTEM in json.dumps(api.requests[-1])
     mode = (await client.state(session))["mode"]
-    await rejects_tool(client, session, api, real)
     has_image = await accepts_image(client, session, api)
     can_steer = await cancels(client, session, api)
     await turn(client, session, "Go on.")
@@ -188,14 +219,15 @@ async def test_table_shows_what_the_agent_can_do(
     has_mcp = await calls_mcp_tool(client, other, api, real)
     asking = await asks_user(client, other_asking, api, real)
 
-    # The mode is kept over a restart.
+    # The mode and the model are kept over a restart.
+    has_models = await change_settings(client, session, real)
+    await check_settings(server, client, session, api, real)
     await server.stop()
     server = await serve(default_agent=None)
     client = Client(server.url, client.token, (await server.client("other")).http)
-    await turn(client, session, "Go on.")
-    assert (await client.state(session))["mode"] == mode
+    await check_settings(server, client, session, api, real)
 
-    abilities = (has_image, has_system, has_mcp, can_steer, forks)
+    abilities = (has_image, has_system, has_mcp, can_steer, forks, has_models)
     cells = ["yes" if able else "no" for able in abilities]
     cells.insert(3, asking)
     name = next(name for name, one in AGENTS.items() if one is real)

@@ -31,8 +31,10 @@ def test_image_tests_and_docs_use_the_same_claude_code() -> None:
         assert f"#{name}={pinned[1]}\n" in (ROOT / ".env.example").read_text("utf-8")
     tested = json.loads((PACKAGES / "package.json").read_text("utf-8"))["dependencies"]
     assert f"ARG CLAUDE_CODE_VERSION={tested['@anthropic-ai/claude-code']}\n" in DOCKERFILE
-    adapter = tested["@agentclientprotocol/claude-agent-acp"]
+    adapter = tested["claude-agent-acp-newest"].rpartition("@")[2]
     assert f"ARG CLAUDE_AGENT_ACP_VERSION={adapter}\n" in DOCKERFILE
+    page = (ROOT / "docs" / "howto" / "agents.md").read_text("utf-8")
+    assert f"claude-agent-acp@{adapter.rpartition('.')[0]}`" in page
 
 
 def test_compose_variables_are_documented() -> None:

@@ -127,6 +127,25 @@ async def test_agent_that_cannot_load_its_fork_is_told_the_conversation(serve: S
     assert await contexts(client, other) == ["new", "told"]
 
 
+async def test_agent_is_told_the_conversation_after_turns_that_did_not_reach_it(
+    serve: Serve, tmp_path: Path
+) -> None:
+    login = tmp_path / "login"
+    login.touch()
+    server = await serve(agents={"mock": mock_agent(f"--login-file={login}")}, sandbox="off")
+    client = await server.client()
+    session = await client.create("mock")
+    await client.turn(session, "my name is Ada")
+    login.unlink()
+    other = await fork(client, session)
+    failure(await client.turn(other, "who am I?"), 502, "login_required")
+    login.touch()
+    _, reply = await client.turn(other, script({"echo": True}))
+    assert "User: my name is Ada" in str(reply["events"])
+    await client.turn(other, "hello")
+    assert await contexts(client, other) == ["new", "told", "told", "kept"]
+
+
 async def test_long_conversation_is_told_in_part(serve: Serve) -> None:
     server = await serve(max_told_bytes=2000)
     client = await server.client()

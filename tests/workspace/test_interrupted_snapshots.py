@@ -93,7 +93,7 @@ async def test_undo_without_its_entry_is_logged_once_by_the_next_server(
     with monkeypatch.context() as patch:
         patch.setattr(SessionSnapshots, "settle_undo", not_settled)
         if not is_logged:
-            patch.setattr(SessionDetails, "log_undo", lambda *_: None)
+            patch.setattr(SessionDetails, "log_undo", lambda *_, **__: None)
         await client.post(f"/sessions/{session}/undo", {"turn_index": 1})
     assert len(await notices_of(client, session)) == is_logged
     write("b", "y")(await folder_of(client, session))  # the undo is done, and is not done again
@@ -109,32 +109,70 @@ async def test_undo_without_its_entry_is_logged_once_by_the_next_server(
     await eventually("the undo to be settled", lambda: not journal.exists())
 
 
-async def test_undo_that_failed_is_not_finished_after_other_turns(
+async def test_undo_whose_worker_ends_is_finished_by_another_or_logged_as_incomplete(
     own_server: LocalServer, own_client: Client, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     client, session = own_client, await own_client.create()
     await turn_that(client, session, write("a", "x"))
     snapshots = own_server.services.sessions.cached[session].snapshots
+    folder = await folder_of(client, session)
     journal = own_server.services.settings.data_dir / "snapshots" / session / "restoring"
-    call, texts = snapshots.call, list[str]()
+    call, texts, killed = snapshots.call, list[str](), {"undo"}
 
     async def killed_worker(operation: str, **fields: Any) -> Any:
-        if operation == "undo":
-            await call(operation, **fields)
-            # As if the worker had ended before it was done.
-            text = await asyncio.to_thread(journal.read_text)
-            texts.append(text.replace("is_done", "was_done"))
-            await asyncio.to_thread(journal.write_text, texts[0])
-            raise SnapshotError("killed here")
-        return await call(operation, **fields)
+        if operation not in killed:
+            return await call(operation, **fields)
+        response = await call(operation, **fields)
+        # As if the worker had ended before it was done.
+        text = await asyncio.to_thread(journal.read_text)
+        texts.append(text.replace("is_done", "was_done"))
+        await asyncio.to_thread(journal.write_text, texts[-1])
+        await asyncio.to_thread((folder / "half").write_text, "restored")
+        raise SnapshotError(f"killed here after {response}")
 
     monkeypatch.setattr(snapshots, "call", killed_worker)
-    failure(await client.post(f"/sessions/{session}/undo", {"turn_index": 1}), 503, "pool_full")
+    reply = await undo(client, session, turn_index=1)
+    assert tree(folder) == {}
     assert not journal.exists()
+    [notice] = await notices_of(client, session)
+    assert notice["snapshot_id"] == reply["snapshot_id"]
+    assert "incomplete" not in notice
+
+    # The other worker ends, too.
+    killed.add("recover")
+    refused = await client.post(f"/sessions/{session}/undo", {"snapshot_id": reply["snapshot_id"]})
+    failure(refused, 503, "pool_full")
+    assert not journal.exists()
+    [_, notice] = await notices_of(client, session)
+    assert (notice["incomplete"], notice["snapshot_id"]) == (True, refused[1]["snapshot_id"])
+    assert tree(folder) == {"a": "x", "half": "restored"}
+    killed.clear()
+    await undo(client, session, snapshot_id=notice["snapshot_id"])
+    assert tree(folder) == {}
+
+    # It is not finished after other turns, as if its journal could not be removed.
     await turn_that(client, session, write("b", "y"))
-    journal.write_text(texts[0])  # as if it could not be removed
+    journal.write_text(texts[-1])
     assert await snapshots.recover_undo() is None
-    assert tree(await folder_of(client, session)) == {"b": "y"}
+    assert tree(folder) == {"b": "y"}
+
+
+async def test_undo_that_does_not_begin_leaves_an_earlier_one_alone(
+    own_server: LocalServer, own_client: Client, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    client, session = own_client, await own_client.create()
+    await turn_that(client, session, write("a", "x"))
+
+    async def not_settled(*_: Any) -> None:
+        """The journal of the first undo stays."""
+
+    monkeypatch.setattr(SessionSnapshots, "settle_undo", not_settled)
+    await undo(client, session, turn_index=1)
+    missing = {"snapshot_id": "0" * 16}
+    failure(await client.post(f"/sessions/{session}/undo", missing), 404, "not_found")
+    assert len(await notices_of(client, session)) == 1
+    journal = own_server.services.settings.data_dir / "snapshots" / session / "restoring"
+    assert journal.exists()
 
 
 @pytest.mark.slow

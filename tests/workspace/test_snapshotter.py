@@ -86,7 +86,7 @@ def test_odd_names_and_files_are_compared_and_restored(tmp_path: Path) -> None:
         inner / "tracked": "deleted",
     }
     target = {"turn_index": 1, "snapshot_id": None}
-    undone = call("undo", **target, last_turn=1, entry_index=1, position=1)
+    undone = call("undo", **target, undo_id="a", last_turn=1, entry_index=1, position=1)
     assert undone["not_restored"] == []
     assert tree(folder) == before
     assert (inner / ".git" / "HEAD").read_text() == head

@@ -33,6 +33,7 @@ from ..program_output import last_output
 from ..prompt_handle import PromptHandle, PromptState
 from ..steering import WithoutOwnRequests
 from .commands import ENDED, JOURNAL_CORRUPT, AcpxCommandError, error_in, read_end
+from .process_watch import ProcessWatch
 from .prompt import CliPrompt
 from .reports import CliReports
 from .session import CliSession, FindCommands
@@ -55,6 +56,7 @@ class CliAgent(WithoutOwnRequests):
     Attributes:
         reports: what acpx and the agent report during prompts.
         has_started: a process has received a prompt.
+        process: watches that process.
     """
 
     def __init__(
@@ -91,6 +93,7 @@ class CliAgent(WithoutOwnRequests):
         self._prompt: CliPrompt | None = None
         self.reports = CliReports(self, self._session)
         self._changes = 0
+        self.process = ProcessWatch(tasks, self._session.open_agent, self._process_ended)
 
     @property
     def state(self) -> AgentState:
@@ -188,8 +191,15 @@ class CliAgent(WithoutOwnRequests):
     async def hibernate(self, grace: float = GRACE_SECS) -> None:
         await self._end(min(grace, self._timeouts.close))
 
+    def _process_ended(self) -> None:
+        """End acpx's processes, too, unless they are in use: acpx then reports the failure."""
+        is_used = self._session.is_in_use or (self._prompt and not self._prompt.done.done())
+        if not is_used:
+            self._tasks.spawn(self.kill(), f"kill-{self.spec.key}")
+
     async def _end(self, grace: float = 0) -> None:
         """End all processes of the session, and kill those that are left after *grace* seconds."""
+        self.process.close()
         if not await self._session.end(grace):
             return
         self.has_started = False
@@ -213,6 +223,7 @@ class CliAgent(WithoutOwnRequests):
             prompt.finish(error)
         finally:
             timer.cancel()
+            self.reports.has_run = self.reports.has_run or prompt.is_sent
             prompt.finish(agent_failed("the turn was given up"))  # no effect on a finished prompt
 
     async def _send(self, prompt: CliPrompt) -> bool:

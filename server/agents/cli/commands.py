@@ -36,8 +36,8 @@ FOREVER_SECS = 2**31 // 1000
 """acpx's longest timeout. The server ends turns; acpx must not."""
 ALL_MCP_SERVERS = {"mcpCapabilities": {"http": True, "sse": True}}
 """The cli backend does not know the agent's capabilities: the agent refuses what it cannot do."""
-PLAN = "sandbox.json"
-"""The plan of the agent's sandbox, in acpx's home of the session."""
+PLAN, PID = "sandbox.json", "agent.pid"
+"""The plan of the agent's sandbox, and the id of its process, in acpx's home of the session."""
 ENDED = ("AGENT_DISCONNECTED", "AGENT_STARTUP_FAILED")
 """acpx's codes for an agent that has ended; the reason may be on its stderr."""
 
@@ -206,6 +206,7 @@ class AcpxCommands:
             plan["unset"] = ["HOME"]
         if self.settings is not None:
             plan["relay"], plan["settings"] = RELAY_COMMAND, msgspec.to_builtins(self.settings)
+        plan["pid_file"] = str(self._home / PID)
         names, part = self._data_dir.split(self._home), f"{PLAN}.part"
         safe_files.remove(*names, part)
         with safe_files.new_file(*names, part) as file:
@@ -231,6 +232,15 @@ class AcpxCommands:
             if isinstance(message.get("error"), dict):
                 raise error_in(message["error"], stderr, self.secrets)
         raise error_in(None, stderr, self.secrets)
+
+    def open_agent(self) -> int | None:
+        """Open a descriptor of the agent's process; None if it has ended. Blocking."""
+        names = self._data_dir.split(self._home)
+        try:
+            with safe_files.folder(*names) as folder, safe_files.open_file(PID, folder) as file:
+                return os.pidfd_open(int(file.read(20)))
+        except (OSError, ValueError):
+            return None
 
     def delete_journal(self) -> None:
         """Delete acpx's copy of the messages, which nothing needs. Blocking; nothing may run."""

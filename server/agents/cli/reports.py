@@ -10,6 +10,7 @@ import msgspec
 from ...errors import Error, bad_request
 from ...validation import OptionValue
 from .. import acp_settings
+from ..agent_settings import NO_SETTINGS
 from ..base import agent_failed
 from ..subagents import subagent_of
 from .session import CliSession
@@ -19,11 +20,17 @@ if TYPE_CHECKING:
 
 
 class CliReports:
-    """Notes the settings of one agent, and passes the rest on to the agent's session."""
+    """Notes the settings of one agent, and passes the rest on to the agent's session.
+
+    Attributes:
+        has_run: the agent has run a prompt, maybe for an earlier server. A setting that it loses
+            before is set, and not restored.
+    """
 
     def __init__(self, agent: CliAgent, session: CliSession) -> None:
         self._agent = agent
         self._session = session
+        self.has_run = session.settings != NO_SETTINGS
         self._in_force: dict[str, OptionValue] = {}
 
     def note_set(self, method: str, params: Mapping[str, Any], result: Mapping[str, Any]) -> None:
@@ -36,6 +43,7 @@ class CliReports:
 
     def prompt_sent(self, *, fresh: bool) -> None:
         self._agent.has_started = True
+        self._agent.process.begin()
         self._agent.observer.prompt_sent("fresh" if fresh or self._session.is_fresh else "kept")
         self._session.is_fresh = False
 
@@ -97,7 +105,9 @@ class CliReports:
         for setting in dict.fromkeys(setting for setting, _ in params["set"]):
             value = settings.get(setting)
             former = acp_settings.current(session.former, setting)
-            if value is not None and value in (self._in_force.get(setting), former):
+            if not self.has_run or value is None:
+                continue
+            if value in (self._in_force.get(setting), former):
                 self._agent.observer.setting_restored(setting, value)
         for setting, value in settings.items():
             if value is not None and value == acp_settings.current(session.settings, setting):

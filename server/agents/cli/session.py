@@ -155,6 +155,10 @@ class CliSession:
         steps = acp_settings.steps(self._wanted(), self.settings, self.former)
         return self._is_plain and bool(steps)
 
+    async def open_agent(self) -> int | None:
+        """Open a descriptor of the agent's process; None if it has ended."""
+        return None if self._acpx is None else await asyncio.to_thread(self._acpx.open_agent)
+
     async def renew(self) -> None:
         """Replace the session, which the agent cannot load, by a new one of the same name."""
         async with self.commands() as acpx:

@@ -2,7 +2,7 @@
 
 // The versions that this project was tested with, if acpx requires older ones: it starts any version
 // on the PATH.
-const TESTED = { codex: '2' };
+const TESTED = { claude: '0.101', codex: '2' };
 
 /** The required version of a package, in the form of an argument of npm: `0.76`. */
 function versionOf(name, packages) {

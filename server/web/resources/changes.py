@@ -171,8 +171,9 @@ async def undo_changes(request: web.Request, session: Session, body: Undo) -> Un
 
     index = session.turns.current.entry_index()
 
-    def restored(replaced: str) -> Awaitable[None]:
-        session.details.log_undo(index, replaced, body.turn_index, body.snapshot_id)
+    def restored(replaced: str, is_complete: bool) -> Awaitable[None]:
+        target = {"turn_index": body.turn_index, "snapshot_id": body.snapshot_id}
+        session.details.log_undo(index, replaced, **target, is_complete=is_complete)
         return session.log.reach(session.log.last)
 
     async with waiting(request):

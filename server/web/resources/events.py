@@ -160,6 +160,12 @@ class NoticeEntry(_EntryFields, kw_only=True, tag="notice"):
     restored_snapshot: (
         Annotated[str, doc("Of `undone`: the snapshot that was restored.")] | msgspec.UnsetType
     ) = msgspec.UNSET
+    incomplete: (
+        Annotated[
+            Literal[True], doc("Of `undone`: it failed, and a part of the folder may be restored.")
+        ]
+        | msgspec.UnsetType
+    ) = msgspec.UNSET
 
 
 class TurnEndEntry(_EntryFields, kw_only=True, tag="turn_end"):

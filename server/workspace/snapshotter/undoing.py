@@ -30,6 +30,7 @@ def undo(job: Job) -> tuple[Json, bytes]:
         create_repository(job.repository)
         record = records.add("undo", request["last_turn"], scan.index.tree)
         journal = {
+            "undo_id": request["undo_id"],
             "target": target.hex(),
             "last_turn": request["last_turn"],
             "turn_index": request["turn_index"],
@@ -39,27 +40,20 @@ def undo(job: Job) -> tuple[Json, bytes]:
             "position": request["position"],
         }
         _write_journal(job, journal)
-        try:
-            restoration, scan = _restore(job, folder, scan, journal)
-        except BaseException:  # it is not to be finished later, when other turns have run
-            (job.repository / JOURNAL).unlink()
-            raise
-    response = {
-        "snapshot_id": record.id,
-        "restored": restoration.restored,
-        "not_restored": restoration.failed,
-    }
-    return {**response, **packing_after(job, scan), "skipped": skipped_by(scan)}, b""
+        return {"snapshot_id": record.id, **_restore(job, folder, scan, journal)}, b""
 
 
 def _write_journal(job: Job, journal: Json) -> None:
     replace(job.repository / JOURNAL, json.dumps(journal).encode())
 
 
-def _restore(job: Job, folder: int, scan: Scan, journal: Json) -> tuple[Restoration, Scan]:
+def _restore(job: Job, folder: int, scan: Scan, journal: Json) -> Json:
     """Restore the folder, record the result, and note in the journal that this is done.
 
-    The server removes the journal when its own log has the undo.
+    The server removes the journal when its own log has the undo, or when that has failed.
+
+    Returns:
+        What the response says about the folder.
     """
     files = git_module.files_of(job.git, bytes.fromhex(journal["target"]))
     restoration = Restoration(folder, job.git, scan.index.entries, files)
@@ -67,17 +61,22 @@ def _restore(job: Job, folder: int, scan: Scan, journal: Json) -> tuple[Restorat
     scan = job.scan(folder)
     job.records().add("restored", journal["last_turn"], scan.index.tree)
     _write_journal(job, {**journal, "is_done": True})
-    return restoration, scan
+    response = {"restored": restoration.restored, "not_restored": restoration.failed}
+    return {**response, **packing_after(job, scan), "skipped": skipped_by(scan)}
 
 
 def recover(job: Job) -> tuple[Json, bytes]:
-    """Finish an undo that a killed server left unfinished. The response has its ``journal``.
+    """Finish an undo that a killed server or worker left unfinished.
 
-    It is None if there is no undo, or if it failed and other turns have run since.
+    With an ``undo_id``, only that undo. The response has its ``journal``, and what :func:`undo`
+    says unless it was finished already. The journal is None if there is no undo, or if it failed
+    and other turns have run since.
     """
     try:
         journal = json.loads((job.repository / JOURNAL).read_bytes())
     except OSError:
+        return {"journal": None}, b""
+    if job.request["undo_id"] not in (None, journal.get("undo_id")):
         return {"journal": None}, b""
     if journal.get("is_done"):
         return {"journal": journal}, b""
@@ -87,21 +86,23 @@ def recover(job: Job) -> tuple[Json, bytes]:
         with job.folder() as folder:
             scan = job.scan(folder)
             remove_temporaries(folder, scan.temporaries)
-            _restore(job, folder, scan, journal)
+            response = _restore(job, folder, scan, journal)
     except Refusal:  # or the folder was deleted
         (job.repository / JOURNAL).unlink()
         return {"journal": None}, b""
-    return {"journal": journal}, b""
+    return {"journal": journal, **response}, b""
 
 
 def settle(job: Job) -> tuple[Json, bytes]:
     """Remove the journal of an undo: the server's log has it, or it has failed.
 
-    Without a ``snapshot_id``, the journal of any undo is removed.
+    The undo is that of ``undo_id`` or of ``snapshot_id``; with neither, any undo. The response has
+    the ``journal``; None if there is none.
     """
-    name = job.request["snapshot_id"]
+    wanted = {name: job.request[name] for name in ("undo_id", "snapshot_id")}
     with contextlib.suppress(FileNotFoundError):
         journal = json.loads((job.repository / JOURNAL).read_bytes())
-        if name in (None, journal.get("snapshot_id")):
+        if all(value in (None, journal.get(name)) for name, value in wanted.items()):
             (job.repository / JOURNAL).unlink()
-    return {}, b""
+            return {"journal": journal}, b""
+    return {"journal": None}, b""
