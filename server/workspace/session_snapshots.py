@@ -215,9 +215,8 @@ class SessionSnapshots:
             entry_index: the turn index of a log entry about the undo.
             position: of the log, after which that entry will be.
             is_busy: whether a turn runs in the folder. A later prompt waits for the undo.
-            restored: logs the undo with the ``snapshot_id``, before a waiting prompt proceeds, and
-                whether it is complete: if it failed, a part of the folder may be restored. Until
-                the awaitable is done, a restart of the server logs the undo again.
+            restored: logs the undo with the ``snapshot_id`` and whether it is complete, before a
+                waiting prompt proceeds. Until the awaitable is done, a restart logs it again.
 
         Returns:
             ``snapshot_id`` of the state that was replaced, the number of ``restored`` files, and
