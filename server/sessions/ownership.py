@@ -110,7 +110,16 @@ class SessionOwnership:
             logger.exception("a session cannot be taken over", extra={"session": session_id})
 
     async def hand_over(self, timeout: float) -> None:
-        """Release all sessions. Running turns have *timeout* seconds to end."""
+        """Release all sessions. Running turns have *timeout* seconds to end.
+
+        If the database takes nothing more from this node, another one takes the sessions over.
+        """
+        try:
+            await self._hand_over_all(timeout)
+        except (DatabaseError, Error) as error:
+            logger.error("the sessions of this node were not handed over: %s", error)
+
+    async def _hand_over_all(self, timeout: float) -> None:
         self._node.is_draining = True
         await self._node.announce_draining()
         for session_id in tuple(self._sessions.uses.releasing):
