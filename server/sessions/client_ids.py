@@ -13,6 +13,11 @@ class ClientIds:
         self._core = core
         # Until the database has everything about it. With each, the position that it must have.
         self._recent: dict[str, tuple[Acceptance, int]] = {}
+        self._new_id: str | None = None
+
+    def note_new(self, client_id: str | None) -> None:
+        """Note that no prompt has that id, so the next search need not ask the database."""
+        self._new_id = client_id
 
     def add(self, client_id: str | None, acceptance: Acceptance, seq: int = 0) -> None:
         """Note an accepted prompt.
@@ -25,7 +30,8 @@ class ClientIds:
 
     async def find(self, client_id: str | None) -> Acceptance | None:
         """Return the acceptance of the prompt with that id, or None."""
-        if client_id is None:
+        new_id, self._new_id = self._new_id, None
+        if client_id is None or client_id == new_id:
             return None
         head = self._core.log.head
         # Turns that have not ended durably exist only in memory.

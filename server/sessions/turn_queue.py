@@ -61,6 +61,7 @@ class TurnQueue:
         self.steering = Steering(
             core, current, agent, ids=self._ids, accept_instead=self._accept_instead
         )
+        self.note_new_id = self._ids.note_new
         self.interrupt = runner.interrupt
         self.disk_refusal: Error | None = None
         """The error with which prompts are refused while the session's folders are too large."""

@@ -31,6 +31,8 @@ COMMAND_CHANNEL = "session-commands"
 FRAME, DONE, MOVED = b"f", b"d", b"m"
 """The first byte of a piece: a frame for the client follows, a command was executed, or it was not,
 because the session has moved to another node."""
+NEW = b"n"
+"""The first byte of a prompt whose id nobody has used: it is sent for the first time."""
 _HIDDEN = re.compile(rb'"id":"\\u0000[^"]*"')
 MAX_MOVES = 3
 """The nodes that are asked one after the other to execute a command."""
@@ -108,24 +110,28 @@ class RemoteCommands:
                 await self._commands_of(session).execute(command)
                 return
             frame = data.encode() if isinstance(data, str) else bytes(data)
+            is_new = False
             if isinstance(command, protocol.PromptCommand):
-                if command.id is None:
+                if is_new := command.id is None:
                     command, frame = _with_hidden_id(command, frame)
                 assert command.id is not None
                 self._unanswered[command.id] = command, frame
             try:
-                await self._execute_elsewhere(command, frame)
+                await self._execute_elsewhere(command, frame, is_new=is_new)
             except BaseException:
                 if isinstance(command, protocol.PromptCommand):
                     self._unanswered.pop(command.id or "", None)
                 raise
 
-    async def _execute_elsewhere(self, command: protocol.SessionCommand, frame: bytes) -> None:
+    async def _execute_elsewhere(
+        self, command: protocol.SessionCommand, frame: bytes, *, is_new: bool = False
+    ) -> None:
         async with self._lock:
             self._hold(True)
             try:
-                for _ in range(MAX_MOVES):
-                    if await self._execute_at_owner(command, frame):
+                for number in range(MAX_MOVES):
+                    piece = NEW + frame if is_new and number == 0 else frame
+                    if await self._execute_at_owner(command, piece):
                         return
             finally:
                 self._hold(False)
@@ -298,7 +304,9 @@ class CommandServer:
         commands: SessionCommands | None = None
         served: Session | None = None
         try:
-            async for data in channel:
+            async for piece in channel:
+                is_new = piece[:1] == NEW
+                data = piece[1:] if is_new else piece
                 # It is in use during a command only. In between, it may be released.
                 with self._sessions.uses.using(client["session_id"]):
                     try:
@@ -323,14 +331,27 @@ class CommandServer:
                             sessions=self._sessions,
                             files=self._files,
                         )
-                    await self._execute(channel, commands, data)
+                    await self._execute(channel, commands, data, session if is_new else None)
                 await channel.send(DONE)
         finally:
             if commands is not None:
                 await commands.finish()
 
-    async def _execute(self, channel: NodeChannel, commands: SessionCommands, data: bytes) -> None:
+    async def _execute(
+        self,
+        channel: NodeChannel,
+        commands: SessionCommands,
+        data: bytes,
+        new_in: Session | None,
+    ) -> None:
+        """Execute a command.
+
+        Args:
+            new_in: the session in which the id of the prompt is new.
+        """
         _, command = await call_off_loop(protocol.parse_addressed, data)
+        if new_in is not None:
+            new_in.turns.note_new_id(command.id)
         try:
             assert not isinstance(command, protocol.OnlyAppCommand | protocol.AuthCommand)
             await commands.execute(command)
