@@ -75,6 +75,11 @@ class ControlGroups:
         logger.info("the CPU is divided between apps: %s", found._apps)
         return found
 
+    @property
+    def limits_processes(self) -> bool:
+        """Whether the processes of each session are limited, also those of root."""
+        return self._processes > 0
+
     def plan(self, owner: str, key: str) -> dict[str, Any]:
         """The part of a launcher's plan that names the group of a session."""
         return {

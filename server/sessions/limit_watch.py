@@ -95,9 +95,20 @@ class LimitWatch:
         for session, sandboxed in watched:
             self._compare(session, sandboxed, use.get(session.id, ProcessUse()), total)
             for kind, text in limits_in_words(
-                words.get(session.id, b""), limits, counts_processes=not _is_root()
+                words.get(session.id, b""), limits, counts_processes=self._counts_processes
             ):
                 self._notices.add(session, kind, text)
+
+    @property
+    def _has_groups(self) -> bool:
+        """Whether the processes of each session are limited at every level."""
+        groups = self._sessions.backend.sandbox.groups
+        return groups is not None and groups.limits_processes
+
+    @property
+    def _counts_processes(self) -> bool:
+        """Whether the kernel limits processes: those of root only in control groups."""
+        return self._has_groups or os.geteuid() != 0
 
     def _is_watched(self, session: Session) -> bool:
         return session.agent.is_live or session.id in self._live
@@ -106,9 +117,12 @@ class LimitWatch:
         reached = {
             kind: text
             for kind, text in reached_limits(
-                use, total, sandbox.policy.limits, per_session=sandbox.level == "bwrap"
+                use,
+                total,
+                sandbox.policy.limits,
+                per_session=sandbox.level == "bwrap" or self._has_groups,
             )
-            if kind != "processes" or not _is_root()
+            if kind != "processes" or self._counts_processes
         }
         for kind, text in reached.items():
             self._notices.add(session, kind, text)
@@ -137,8 +151,3 @@ class LimitWatch:
         text = file.read(STDERR_TAIL_BYTES)
         # The file begins with the words of earlier processes.
         return text if is_known else text.rpartition(b"\n-- ")[2]
-
-
-def _is_root() -> bool:
-    """Whether the kernel limits no processes, because the server runs as root."""
-    return os.geteuid() == 0

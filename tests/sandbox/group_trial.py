@@ -106,7 +106,7 @@ class Trial:
         self.found["kept"] = [folder.is_dir() for folder in kept]
 
     def end(self) -> None:
-        """End all programs, remove their groups, and leave the group."""
+        """End all programs, and remove their groups."""
         deadline = time.monotonic() + 60
         while [*self.group.glob("apps/*/")] and time.monotonic() < deadline:
             for file in self.group.glob("apps/*/*/cgroup.procs"):
@@ -117,9 +117,6 @@ class Trial:
             self.groups.remove_empty()
             time.sleep(0.05)
         self.found["left"] = [str(path) for path in self.group.glob("apps/*/")]
-        (self.group.parent / "cgroup.procs").write_text(str(os.getpid()))
-        for path in (self.group / "apps", self.group / "server", self.group):
-            path.rmdir()
 
 
 def _use_of(group: Path) -> int:

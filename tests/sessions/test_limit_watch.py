@@ -118,4 +118,13 @@ async def test_log_has_a_notice_after_a_limit_has_taken_effect(serve: Serve) -> 
             await watch.limits.examine()
     assert "the file full has reached the limit of 1 MiB" in logged["file"]
     assert "a process may have 4 GiB" in logged["memory"]
+
+    sandbox: Any = server.services.sessions.backend.sandbox
+    sandbox.groups = SimpleNamespace(limits_processes=True)  # also those of root
+    assert (await client.turn(session, script({"stderr": "sh: Cannot fork"})))[0] == 200
+    async with asyncio.timeout(60):
+        while "processes" not in (logged := await notices(client, session)):
+            await watch.limits.examine()
+    sandbox.groups = None
+    assert "a session may have 256" in logged["processes"]
     assert await notices(client, other) == {}
