@@ -10,7 +10,7 @@ from report import Report
 
 from server.accounts.accounts import Accounts
 from server.accounts.limits import AppLimits, Budget
-from server.agents.usage import of_acp
+from server.agents.usage import usage_of_acp
 from server.auth.scopes import check_scope
 from server.codec import dumps
 from server.storage import statements
@@ -49,7 +49,9 @@ def _count_turn(accounts: Accounts, turn: int) -> list[Statement]:
     for _ in range(3):
         accounts.check("app")
     now = time.time()
-    usage = of_acp({"inputTokens": 1200, "outputTokens": 340}, {"amount": 0.01, "currency": "USD"})
+    usage = usage_of_acp(
+        {"inputTokens": 1200, "outputTokens": 340}, {"amount": 0.01, "currency": "USD"}
+    )
     accounts.spend("app", usage, now)
     fields = msgspec.to_builtins(usage)
     row = UsageRow.of(

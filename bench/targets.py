@@ -31,12 +31,12 @@ from urllib.parse import SplitResult, urlsplit
 
 from measure import ROOT
 
+from server.agent_commands import AgentCommand
 from server.agents.base import AgentObserver, AgentSpec
 from server.agents.catalog import find_node
 from server.agents.host.backend import HostBackend
 from server.agents.output_limits import MessageLimits
 from server.agents.subagents import Subagent
-from server.config import AgentCommand
 from server.data_dir import DataDir
 from server.sandbox.sandbox import OFF, Sandbox
 
@@ -272,7 +272,7 @@ class HostAlone:
             environ=environ,
             start_timeout=30,
             backpressure=_NoBackpressure(),
-            limits=MessageLimits(each=17 << 20, per_app=34 << 20),
+            limits=MessageLimits(message_bytes=17 << 20, bytes_per_app=34 << 20),
             sandbox=Sandbox(OFF, DataDir(folder)),
         )
         self._recorder = _Recorder()

@@ -7,13 +7,14 @@ from collections.abc import Mapping
 from functools import partial
 from pathlib import Path
 
+from .agent_commands import AgentCommand
 from .agents.catalog import find_node
 from .agents.cli.backend import CliBackend
 from .agents.host.backend import HostBackend
 from .agents.output_limits import Backpressure, MessageLimits
 from .agents.process.environ import agent_environ, with_folder_of
 from .agents.selection import FALLBACK_AGENT
-from .config import AgentCommand, Settings
+from .config import Settings
 from .data_dir import DataDir
 from .reload.state import Inherited
 from .sandbox.sandbox import OFF, Sandbox

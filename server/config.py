@@ -7,21 +7,34 @@ Each field of :class:`Settings` is one variable ``CLAWDFORGE_<FIELD IN CAPITALS>
 from __future__ import annotations
 
 import dataclasses
-import json
-import os
 import re
 from collections.abc import Callable, Mapping
 from pathlib import Path
-from types import MappingProxyType
 from typing import Any
 
-import msgspec
 from dotenv import dotenv_values
 
+from .agent_commands import AgentCommand, parse_agent_commands
 from .hosts import HostRule, host_rule
 from .mcp_servers import Presets, presets
-from .origins import Network, address_of, host_of, network_of, origin_of
-from .setting_values import existing_folder, parse_database_url, parse_node_name
+from .origins import Network, address_of
+from .setting_values import (
+    choice_from,
+    int_between,
+    parse_contact,
+    parse_database_url,
+    parse_domains,
+    parse_folders,
+    parse_host_rules,
+    parse_hosts,
+    parse_names,
+    parse_networks,
+    parse_node_name,
+    parse_origins,
+    parse_path,
+    parse_text,
+    seconds_between,
+)
 
 PREFIX = "CLAWDFORGE_"
 MAX_BODY_BYTES = 16 << 20
@@ -42,30 +55,9 @@ PUSH_SERVICES = (
     "*.notify.windows.com",
 )
 """The push services of Chrome, Firefox, Safari and Edge."""
-UNKNOWN = ""
-"""The value of ``asks_in`` if the operator has not set it."""
 
 
-class AgentCommand(msgspec.Struct, frozen=True):
-    """The command of an agent.
-
-    Attributes:
-        env: variables added to its environment.
-        asks_in: the mode in which it asks for permission; None if it never asks.
-    """
-
-    argv: tuple[str, ...]
-    env: Mapping[str, str] = msgspec.field(default_factory=dict)
-    asks_in: str | None = UNKNOWN
-
-
-def _text(value: str) -> str:
-    if not value:
-        raise ValueError("must not be empty")
-    return value
-
-
-def _host(value: str) -> str:
+def _parse_host(value: str) -> str:
     if re.search(r"[/\s*@]", value):
         raise ValueError(f"{value!r} is neither an address nor the name of a host")
     if re.fullmatch(r"\[.*\](:\d*)?|[^:]*:\d*", value) and not re.fullmatch(r"\[.*\]", value):
@@ -80,7 +72,7 @@ def _host(value: str) -> str:
     return value
 
 
-def _admin_token(value: str) -> str:
+def _parse_admin_token(value: str) -> str:
     if not MIN_ADMIN_LENGTH <= len(value) <= MAX_SECRET_LENGTH:
         raise ValueError(
             f"must have {MIN_ADMIN_LENGTH} to {MAX_SECRET_LENGTH} random characters:"
@@ -91,124 +83,14 @@ def _admin_token(value: str) -> str:
     return value
 
 
-def _variables(value: str) -> tuple[str, ...]:
-    names = _names(value)
+def _parse_variable_names(value: str) -> tuple[str, ...]:
+    names = parse_names(value)
     for name in names:
         if not re.fullmatch(r"[A-Za-z_][A-Za-z0-9_]*", name):
             raise ValueError(f"{name!r} is not the name of an environment variable")
         if name.startswith(PREFIX):
             raise ValueError(f"{name}: agents never get settings of the server")
     return names
-
-
-def _path(value: str) -> Path:
-    try:
-        return Path(_text(value)).expanduser().absolute()
-    except RuntimeError:  # the user of `~user` does not exist
-        raise ValueError(f"{value!r} names a user who does not exist") from None
-
-
-def _int(low: int, high: int) -> Callable[[str], int]:
-    def parse(value: str) -> int:
-        try:
-            number = int(value)
-        except ValueError:
-            raise ValueError(f"must be a whole number from {low} to {high}") from None
-        if not low <= number <= high:
-            raise ValueError(f"must be a whole number from {low} to {high}")
-        return number
-
-    return parse
-
-
-def _seconds(low: float, high: float = 31_536_000) -> Callable[[str], float]:
-    def parse(value: str) -> float:
-        try:
-            number = float(value)
-        except ValueError:
-            raise ValueError(f"must be a number of seconds from {low:g} to {high:.15g}") from None
-        if not low <= number <= high:
-            raise ValueError(f"must be a number of seconds from {low:g} to {high:.15g}")
-        return number
-
-    return parse
-
-
-def _choice(*names: str) -> Callable[[str], str]:
-    def parse(value: str) -> str:
-        if value not in names:
-            raise ValueError(f"must be one of {', '.join(names)}")
-        return value
-
-    return parse
-
-
-def _names(value: str) -> tuple[str, ...]:
-    return tuple(part.strip() for part in value.split(",") if part.strip())
-
-
-def _origins(value: str) -> tuple[str, ...]:
-    return tuple(dict.fromkeys(map(origin_of, _names(value))))
-
-
-def _hosts(value: str) -> tuple[str, ...]:
-    return tuple(dict.fromkeys(map(host_of, _names(value))))
-
-
-def _host_rules(value: str) -> tuple[HostRule, ...]:
-    return tuple(dict.fromkeys(map(host_rule, _names(value))))
-
-
-def _contact(value: str) -> str:
-    if not re.fullmatch(r"(mailto:[^\s@]+@[^\s@]+|https://[!-~]+)", value):
-        raise ValueError("must be mailto: with an address, or an address with https://")
-    return value
-
-
-def _domains(value: str) -> tuple[str, ...]:
-    names = tuple(name.lower() for name in _names(value))
-    for name in names:
-        if not re.fullmatch(r"(\*\.)?[a-z0-9_-]+(\.[a-z0-9_-]+)*(:[0-9]{1,5})?", name):
-            raise ValueError(f"{name!r} is not a domain such as crates.io or *.github.com:443")
-    return names
-
-
-def _roots(value: str) -> tuple[Path, ...]:
-    return tuple(existing_folder(part) for part in _names(value.replace(os.pathsep, ",")))
-
-
-def _networks(value: str) -> tuple[Network, ...]:
-    try:
-        return tuple(map(network_of, _names(value)))
-    except ValueError as error:
-        raise ValueError(f"must be networks such as 127.0.0.1/32, 10.0.0.0/8: {error}") from None
-
-
-def _agents(value: str) -> Mapping[str, AgentCommand]:
-    shape = 'must be a JSON object such as {"mine": ["my-agent", "--acp"]}'
-    try:
-        raw = json.loads(value)
-    except (ValueError, RecursionError):
-        raise ValueError(shape) from None
-    if not isinstance(raw, dict):
-        raise ValueError(shape)
-    return MappingProxyType({_text(name): _agent(name, spec) for name, spec in raw.items()})
-
-
-def _agent(name: str, spec: Any) -> AgentCommand:
-    entry = spec if isinstance(spec, dict) else {"argv": spec}
-    argv, env, asks_in = entry.get("argv"), entry.get("env", {}), entry.get("asks_in", UNKNOWN)
-    if not isinstance(argv, list) or not argv or not all(isinstance(a, str) and a for a in argv):
-        raise ValueError(f"agent {name!r}: argv must be a list of strings that are not empty")
-    if not isinstance(env, dict) or not all(isinstance(v, str) for v in env.values()):
-        raise ValueError(f"agent {name!r}: env must be an object of strings")
-    if any("\0" in text for text in (*argv, *env, *env.values())):
-        raise ValueError(f"agent {name!r}: a NUL character cannot be passed to a program")
-    if any(not key or "=" in key for key in env):
-        raise ValueError(f"agent {name!r}: env: the name of a variable has no '=' and is not empty")
-    if "asks_in" in entry and asks_in is not None and not (isinstance(asks_in, str) and asks_in):
-        raise ValueError(f"agent {name!r}: asks_in must be the name of a mode, or null")
-    return AgentCommand(tuple(argv), MappingProxyType(dict(env)), asks_in)
 
 
 def _setting(parse: Callable[[str], Any], default: Any) -> Any:
@@ -219,123 +101,125 @@ def _setting(parse: Callable[[str], Any], default: Any) -> Any:
 class Settings:
     """The server's settings; times are seconds, sizes are bytes."""
 
-    host: str = _setting(_host, "127.0.0.1")
-    port: int = _setting(_int(0, 65535), 8800)
-    data_dir: Path = _setting(_path, Path("data").absolute())
-    cache_dir: Path | None = _setting(_path, None)
-    admin_token: str | None = _setting(_admin_token, None)
+    host: str = _setting(_parse_host, "127.0.0.1")
+    port: int = _setting(int_between(0, 65535), 8800)
+    data_dir: Path = _setting(parse_path, Path("data").absolute())
+    cache_dir: Path | None = _setting(parse_path, None)
+    admin_token: str | None = _setting(_parse_admin_token, None)
     agents: Mapping[str, AgentCommand] = dataclasses.field(
-        default_factory=dict, metadata={"parse": _agents}
+        default_factory=dict, metadata={"parse": parse_agent_commands}
     )
-    default_agent: str | None = _setting(_text, None)
-    agent_backend: str = _setting(_choice("host", "cli"), "host")
-    agent_env: tuple[str, ...] = _setting(_variables, ())
+    default_agent: str | None = _setting(parse_text, None)
+    agent_backend: str = _setting(choice_from("host", "cli"), "host")
+    agent_env: tuple[str, ...] = _setting(_parse_variable_names, ())
     mcp_servers: Presets = dataclasses.field(
         default_factory=dict, metadata={"parse": presets}, repr=False
     )
-    claude_bin: str = _setting(_text, "claude")
-    max_sessions: int = _setting(_int(1, 1_000_000), 1000)
-    max_sessions_per_app: int = _setting(_int(1, 1_000_000), 200)
-    max_live_agents: int = _setting(_int(1, 10_000), 16)
-    max_live_agents_per_app: int = _setting(_int(0, 10_000), 0)
-    max_agent_message_bytes: int = _setting(_int(2**20, 2**30), 17 * 2**20)
-    max_agent_message_bytes_per_app: int = _setting(_int(2**20, 2**40), 34 * 2**20)
-    agent_message_timeout_secs: float = _setting(_seconds(1, 3600), 10)
-    reserved_agents: int = _setting(_int(0, 10_000), 2)
-    prewarmed_agents: int = _setting(_int(0, 1000), 0)
-    max_queued_turns: int = _setting(_int(0, 1000), 8)
-    max_sockets_per_session: int = _setting(_int(1, 100_000), 64)
-    max_sockets_per_app: int = _setting(_int(1, 1_000_000), 20_000)
-    max_subscriptions_per_socket: int = _setting(_int(1, 1_000_000), 10_000)
-    max_waiting_sockets: int = _setting(_int(1, 1_000_000), 1000)
-    max_waiting_sockets_per_address: int = _setting(_int(1, 1_000_000), 250)
-    max_refusals_per_sec: int = _setting(_int(1, 1_000_000), 100)
-    max_commands_per_sec: int = _setting(_int(1, 1_000_000), 100)
-    max_waiting_prompt_bytes_per_app: int = _setting(_int(1, 2**40), 64 * 2**20)
-    max_prompts_per_min: int = _setting(_int(1, 1_000_000), 6000)
-    max_pending_elicitations: int = _setting(_int(1, 1000), 16)
-    max_elicitation_bytes: int = _setting(_int(1024, 2**24), 256 * 2**10)
-    max_meta_bytes: int = _setting(_int(2, 2**24), 64 * 2**10)
-    max_told_bytes: int = _setting(_int(1, 2**24), 128 * 2**10)
-    max_system_bytes: int = _setting(_int(1, 2**24), 256 * 2**10)
-    max_options_bytes: int = _setting(_int(2, 2**24), 128 * 2**10)
-    max_mcp_servers: int = _setting(_int(0, 256), 16)
-    max_events_bytes: int = _setting(_int(1, 2**40), 8 * 2**20)
-    max_reply_bytes: int = _setting(_int(0, 2**40), 16 * 2**20)
-    max_run_result_bytes_per_app: int = _setting(_int(2**20, 2**40), 128 * 2**20)
-    max_runs: int = _setting(_int(1, 1000), 4)
-    max_runs_per_app: int = _setting(_int(0, 1000), 0)
-    reserved_runs: int = _setting(_int(0, 1000), 2)
-    run_queue: int = _setting(_int(0, 10_000), 16)
-    min_free_bytes: int = _setting(_int(0, 2**50), 2**30)
-    max_upload_bytes: int = _setting(_int(1, 2**40), 100 * 2**20)
-    max_upload_bytes_per_app: int = _setting(_int(1, 2**50), 2**30)
-    max_uploads_per_app: int = _setting(_int(1, 1_000_000), 1000)
-    max_file_bytes: int = _setting(_int(1, 2**40), 100 * 2**20)
-    max_listed_files: int = _setting(_int(1, 1_000_000), 10_000)
-    max_archive_bytes: int = _setting(_int(1, 2**50), 2**30)
-    max_archive_files: int = _setting(_int(1, 10_000_000), 100_000)
-    max_snapshot_bytes: int = _setting(_int(0, 2**50), 256 * 2**20)
-    max_snapshot_file_bytes: int = _setting(_int(0, 2**30), 10 * 2**20)
-    max_snapshot_files: int = _setting(_int(1, 10_000_000), 100_000)
-    max_diff_bytes: int = _setting(_int(1, 2**30), 4 * 2**20)
-    snapshot_timeout_secs: float = _setting(_seconds(0.01, 600), 10)
-    max_body_bytes: int = _setting(_int(MAX_BODY_BYTES, 2**40), 96 * 2**20)
-    max_body_bytes_per_app: int = _setting(_int(MAX_BODY_BYTES, 2**40), 32 * 2**20)
-    agent_idle_secs: float = _setting(_seconds(0.01), 600)
-    agent_start_timeout_secs: float = _setting(_seconds(0.1), 60)
-    turn_timeout_secs: float = _setting(_seconds(0.1), 3600)
-    run_timeout_secs: float = _setting(_seconds(0.1, 86400), 600)
-    run_queue_secs: float = _setting(_seconds(0.01, 3600), 30)
-    cancel_grace_secs: float = _setting(_seconds(0.01, 600), 5)
-    session_ttl_secs: float = _setting(_seconds(0.01), 3600)
-    session_hard_ttl_secs: float = _setting(_seconds(0), 86400)
-    sweep_interval_secs: float = _setting(_seconds(0.01), 60)
-    permission_timeout_secs: float = _setting(_seconds(0.01), 300)
-    body_timeout_secs: float = _setting(_seconds(0.1, 86400), 300)
-    auth_timeout_secs: float = _setting(_seconds(0.01, 600), 5)
-    heartbeat_secs: float = _setting(_seconds(0.01, 3600), 20)
-    stall_timeout_secs: float = _setting(_seconds(0.01, 3600), 30)
-    drain_secs: float = _setting(_seconds(0, 3600), 10)
-    max_import_bytes: int = _setting(_int(1, 2**40), 32 * 2**20)
-    max_shares_per_session: int = _setting(_int(1, 100_000), 100)
-    max_tickets_per_app: int = _setting(_int(1, 1_000_000), 10_000)
-    webhook_hosts: tuple[HostRule, ...] = _setting(_host_rules, ())
-    webhook_timeout_secs: float = _setting(_seconds(0.1, 60), 10)
-    webhook_max_age_secs: float = _setting(_seconds(1), 86400)
-    max_webhook_attempts: int = _setting(_int(1, 10_000), 40)
-    max_webhook_deliveries_per_app: int = _setting(_int(1, 1_000_000), 10_000)
-    max_webhook_bytes_per_app: int = _setting(_int(1, 2**40), 16 * 2**20)
-    max_webhook_requests: int = _setting(_int(1, 10_000), 64)
-    max_webhook_requests_per_app: int = _setting(_int(1, 1000), 4)
-    max_webhook_requests_per_sec: int = _setting(_int(1, 100_000), 100)
-    push_hosts: tuple[HostRule, ...] = _setting(_host_rules, tuple(map(host_rule, PUSH_SERVICES)))
-    push_contact: str | None = _setting(_contact, None)
-    push_ttl_secs: float = _setting(_seconds(0, 28 * 86400), 86400)
-    max_push_subscriptions_per_app: int = _setting(_int(1, 100_000), 100)
-    allowed_hosts: tuple[str, ...] = _setting(_hosts, ())
-    allowed_origins: tuple[str, ...] = _setting(_origins, ())
-    trusted_proxies: tuple[Network, ...] = _setting(_networks, ())
-    workspace_roots: tuple[Path, ...] = _setting(_roots, ())
-    log_format: str = _setting(_choice("text", "json"), "text")
-    log_level: str = _setting(_choice("debug", "info", "warning", "error"), "info")
-    sync: str = _setting(_choice("normal", "full"), "normal")
+    claude_bin: str = _setting(parse_text, "claude")
+    max_sessions: int = _setting(int_between(1, 1_000_000), 1000)
+    max_sessions_per_app: int = _setting(int_between(1, 1_000_000), 200)
+    max_live_agents: int = _setting(int_between(1, 10_000), 16)
+    max_live_agents_per_app: int = _setting(int_between(0, 10_000), 0)
+    max_agent_message_bytes: int = _setting(int_between(2**20, 2**30), 17 * 2**20)
+    max_agent_message_bytes_per_app: int = _setting(int_between(2**20, 2**40), 34 * 2**20)
+    agent_message_timeout_secs: float = _setting(seconds_between(1, 3600), 10)
+    reserved_agents: int = _setting(int_between(0, 10_000), 2)
+    prewarmed_agents: int = _setting(int_between(0, 1000), 0)
+    max_queued_turns: int = _setting(int_between(0, 1000), 8)
+    max_sockets_per_session: int = _setting(int_between(1, 100_000), 64)
+    max_sockets_per_app: int = _setting(int_between(1, 1_000_000), 20_000)
+    max_subscriptions_per_socket: int = _setting(int_between(1, 1_000_000), 10_000)
+    max_waiting_sockets: int = _setting(int_between(1, 1_000_000), 1000)
+    max_waiting_sockets_per_address: int = _setting(int_between(1, 1_000_000), 250)
+    max_refusals_per_sec: int = _setting(int_between(1, 1_000_000), 100)
+    max_commands_per_sec: int = _setting(int_between(1, 1_000_000), 100)
+    max_waiting_prompt_bytes_per_app: int = _setting(int_between(1, 2**40), 64 * 2**20)
+    max_prompts_per_min: int = _setting(int_between(1, 1_000_000), 6000)
+    max_pending_elicitations: int = _setting(int_between(1, 1000), 16)
+    max_elicitation_bytes: int = _setting(int_between(1024, 2**24), 256 * 2**10)
+    max_meta_bytes: int = _setting(int_between(2, 2**24), 64 * 2**10)
+    max_told_bytes: int = _setting(int_between(1, 2**24), 128 * 2**10)
+    max_system_bytes: int = _setting(int_between(1, 2**24), 256 * 2**10)
+    max_options_bytes: int = _setting(int_between(2, 2**24), 128 * 2**10)
+    max_mcp_servers: int = _setting(int_between(0, 256), 16)
+    max_events_bytes: int = _setting(int_between(1, 2**40), 8 * 2**20)
+    max_reply_bytes: int = _setting(int_between(0, 2**40), 16 * 2**20)
+    max_run_result_bytes_per_app: int = _setting(int_between(2**20, 2**40), 128 * 2**20)
+    max_runs: int = _setting(int_between(1, 1000), 4)
+    max_runs_per_app: int = _setting(int_between(0, 1000), 0)
+    reserved_runs: int = _setting(int_between(0, 1000), 2)
+    run_queue: int = _setting(int_between(0, 10_000), 16)
+    min_free_bytes: int = _setting(int_between(0, 2**50), 2**30)
+    max_upload_bytes: int = _setting(int_between(1, 2**40), 100 * 2**20)
+    max_upload_bytes_per_app: int = _setting(int_between(1, 2**50), 2**30)
+    max_uploads_per_app: int = _setting(int_between(1, 1_000_000), 1000)
+    max_file_bytes: int = _setting(int_between(1, 2**40), 100 * 2**20)
+    max_listed_files: int = _setting(int_between(1, 1_000_000), 10_000)
+    max_archive_bytes: int = _setting(int_between(1, 2**50), 2**30)
+    max_archive_files: int = _setting(int_between(1, 10_000_000), 100_000)
+    max_snapshot_bytes: int = _setting(int_between(0, 2**50), 256 * 2**20)
+    max_snapshot_file_bytes: int = _setting(int_between(0, 2**30), 10 * 2**20)
+    max_snapshot_files: int = _setting(int_between(1, 10_000_000), 100_000)
+    max_diff_bytes: int = _setting(int_between(1, 2**30), 4 * 2**20)
+    snapshot_timeout_secs: float = _setting(seconds_between(0.01, 600), 10)
+    max_body_bytes: int = _setting(int_between(MAX_BODY_BYTES, 2**40), 96 * 2**20)
+    max_body_bytes_per_app: int = _setting(int_between(MAX_BODY_BYTES, 2**40), 32 * 2**20)
+    agent_idle_secs: float = _setting(seconds_between(0.01), 600)
+    agent_start_timeout_secs: float = _setting(seconds_between(0.1), 60)
+    turn_timeout_secs: float = _setting(seconds_between(0.1), 3600)
+    run_timeout_secs: float = _setting(seconds_between(0.1, 86400), 600)
+    run_queue_secs: float = _setting(seconds_between(0.01, 3600), 30)
+    cancel_grace_secs: float = _setting(seconds_between(0.01, 600), 5)
+    session_ttl_secs: float = _setting(seconds_between(0.01), 3600)
+    session_hard_ttl_secs: float = _setting(seconds_between(0), 86400)
+    sweep_interval_secs: float = _setting(seconds_between(0.01), 60)
+    permission_timeout_secs: float = _setting(seconds_between(0.01), 300)
+    body_timeout_secs: float = _setting(seconds_between(0.1, 86400), 300)
+    auth_timeout_secs: float = _setting(seconds_between(0.01, 600), 5)
+    heartbeat_secs: float = _setting(seconds_between(0.01, 3600), 20)
+    stall_timeout_secs: float = _setting(seconds_between(0.01, 3600), 30)
+    drain_secs: float = _setting(seconds_between(0, 3600), 10)
+    max_import_bytes: int = _setting(int_between(1, 2**40), 32 * 2**20)
+    max_shares_per_session: int = _setting(int_between(1, 100_000), 100)
+    max_tickets_per_app: int = _setting(int_between(1, 1_000_000), 10_000)
+    webhook_hosts: tuple[HostRule, ...] = _setting(parse_host_rules, ())
+    webhook_timeout_secs: float = _setting(seconds_between(0.1, 60), 10)
+    webhook_max_age_secs: float = _setting(seconds_between(1), 86400)
+    max_webhook_attempts: int = _setting(int_between(1, 10_000), 40)
+    max_webhook_deliveries_per_app: int = _setting(int_between(1, 1_000_000), 10_000)
+    max_webhook_bytes_per_app: int = _setting(int_between(1, 2**40), 16 * 2**20)
+    max_webhook_requests: int = _setting(int_between(1, 10_000), 64)
+    max_webhook_requests_per_app: int = _setting(int_between(1, 1000), 4)
+    max_webhook_requests_per_sec: int = _setting(int_between(1, 100_000), 100)
+    push_hosts: tuple[HostRule, ...] = _setting(
+        parse_host_rules, tuple(map(host_rule, PUSH_SERVICES))
+    )
+    push_contact: str | None = _setting(parse_contact, None)
+    push_ttl_secs: float = _setting(seconds_between(0, 28 * 86400), 86400)
+    max_push_subscriptions_per_app: int = _setting(int_between(1, 100_000), 100)
+    allowed_hosts: tuple[str, ...] = _setting(parse_hosts, ())
+    allowed_origins: tuple[str, ...] = _setting(parse_origins, ())
+    trusted_proxies: tuple[Network, ...] = _setting(parse_networks, ())
+    workspace_roots: tuple[Path, ...] = _setting(parse_folders, ())
+    log_format: str = _setting(choice_from("text", "json"), "text")
+    log_level: str = _setting(choice_from("debug", "info", "warning", "error"), "info")
+    sync: str = _setting(choice_from("normal", "full"), "normal")
     cluster_url: str | None = dataclasses.field(
         default=None, metadata={"parse": parse_database_url}, repr=False
     )
-    shared_dir: Path | None = _setting(_path, None)
+    shared_dir: Path | None = _setting(parse_path, None)
     node_name: str | None = _setting(parse_node_name, None)
-    lease_secs: float = _setting(_seconds(1, 3600), 10)
-    sandbox: str = _setting(_choice("auto", "bwrap", "landlock", "off"), "auto")
-    sandbox_network: str = _setting(_choice("all", "web", "proxy", "none"), "all")
-    sandbox_domains: tuple[str, ...] = _setting(_domains, ())
-    sandbox_processes: int = _setting(_int(0, 1_000_000), 256)
-    sandbox_memory_mb: int = _setting(_int(0, 2**30), 0)
-    sandbox_file_mb: int = _setting(_int(0, 2**30), 0)
-    sandbox_disk_mb: int = _setting(_int(0, 2**30), 2048)
-    key_proxy: str | None = _setting(_choice("on", "off"), None)
-    sandbox_read: tuple[Path, ...] = _setting(_roots, ())
-    sandbox_write: tuple[Path, ...] = _setting(_roots, ())
+    lease_secs: float = _setting(seconds_between(1, 3600), 10)
+    sandbox: str = _setting(choice_from("auto", "bwrap", "landlock", "off"), "auto")
+    sandbox_network: str = _setting(choice_from("all", "web", "proxy", "none"), "all")
+    sandbox_domains: tuple[str, ...] = _setting(parse_domains, ())
+    sandbox_processes: int = _setting(int_between(0, 1_000_000), 256)
+    sandbox_memory_mb: int = _setting(int_between(0, 2**30), 0)
+    sandbox_file_mb: int = _setting(int_between(0, 2**30), 0)
+    sandbox_disk_mb: int = _setting(int_between(0, 2**30), 2048)
+    key_proxy: str | None = _setting(choice_from("on", "off"), None)
+    sandbox_read: tuple[Path, ...] = _setting(parse_folders, ())
+    sandbox_write: tuple[Path, ...] = _setting(parse_folders, ())
 
 
 def variables() -> tuple[str, ...]:
@@ -364,7 +248,7 @@ def load_cache_dir(environ: Mapping[str, str]) -> Path | None:
     """The setting ``cache_dir``, which is needed before the others; None if it is not valid."""
     value = environ.get(f"{PREFIX}CACHE_DIR", "").strip()
     try:
-        return _path(value) if value else None
+        return parse_path(value) if value else None
     except ValueError:
         return None
 

@@ -27,8 +27,8 @@ def visible(text: str) -> str:
     return _CHARACTER_OF_TEXT.sub(_visible, text)
 
 
-def _visible(found: re.Match[str]) -> str:
-    return ascii(found[0])[1:-1]
+def _visible(match: re.Match[str]) -> str:
+    return ascii(match[0])[1:-1]
 
 
 def json_text(document: str) -> str:
@@ -36,6 +36,6 @@ def json_text(document: str) -> str:
     return _CHARACTER.sub(_unicode_escape, document)
 
 
-def _unicode_escape(found: re.Match[str]) -> str:
-    units = found[0].encode("utf-16-be", "surrogatepass")
+def _unicode_escape(match: re.Match[str]) -> str:
+    units = match[0].encode("utf-16-be", "surrogatepass")
     return "".join(f"\\u{units[i]:02x}{units[i + 1]:02x}" for i in range(0, len(units), 2))

@@ -185,8 +185,8 @@ def _npm(node: str) -> list[str]:
     script = Path(node).parents[1] / "lib" / "node_modules" / "npm" / "bin" / "npm-cli.js"
     if script.is_file():
         return [node, str(script)]
-    if (found := shutil.which("npm")) is not None:
-        return [found]
+    if (npm := shutil.which("npm")) is not None:
+        return [npm]
     raise StartError(f"npm is missing: it belongs to Node, which is {node}")
 
 

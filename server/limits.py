@@ -30,36 +30,37 @@ class TokenBucket:
         burst: the number of tokens in a full bucket.
     """
 
-    __slots__ = ("_burst", "_left", "_per_second", "_then")
+    __slots__ = ("_burst", "_per_second", "_tokens", "_updated_at")
 
     def __init__(self, per_second: float, burst: float) -> None:
         self._per_second = per_second
         self._burst = burst
-        self._left = burst
-        self._then = time.monotonic()
+        self._tokens = burst
+        self._updated_at = time.monotonic()
 
-    def allows(self) -> bool:
+    def try_acquire(self) -> bool:
         """Spend one token; False if there is none."""
         if not self.has_token():
             return False
-        self._left -= 1
+        self._tokens -= 1
         return True
 
     def has_token(self) -> bool:
         """Whether there is a token to spend."""
         now = time.monotonic()
-        self._left = min(self._burst, self._left + (now - self._then) * self._per_second)
-        self._then = now
-        return self._left >= 1
+        self._tokens = min(self._burst, self._tokens + (now - self._updated_at) * self._per_second)
+        self._updated_at = now
+        return self._tokens >= 1
 
     def change(self, per_second: float, burst: float) -> None:
         """Change the rate and the burst. Spent tokens stay spent."""
-        self._left = max(0.0, self._left + burst - self._burst)
+        self._tokens = max(0.0, self._tokens + burst - self._burst)
         self._per_second, self._burst = per_second, burst
 
     def is_full(self) -> bool:
         """Whether all spent tokens have returned."""
-        return self._left + (time.monotonic() - self._then) * self._per_second >= self._burst
+        returned = (time.monotonic() - self._updated_at) * self._per_second
+        return self._tokens + returned >= self._burst
 
 
 class RefusalPace:
@@ -368,5 +369,5 @@ class DiskReserve:
 
 
 def _free_bytes(folder: Path) -> int:
-    found = os.statvfs(folder)
-    return found.f_bavail * found.f_frsize
+    stats = os.statvfs(folder)
+    return stats.f_bavail * stats.f_frsize

@@ -65,10 +65,10 @@ def without_port(host: str) -> str:
 
 
 def _host_and_port(text: str, rest: str, *, is_web: bool) -> tuple[str, int | None]:
-    found = re.fullmatch(r"(\[[^\]]*\]|[^:]*)(?::(\d*))?", rest)
-    if found is None:
+    match = re.fullmatch(r"(\[[^\]]*\]|[^:]*)(?::(\d*))?", rest)
+    if match is None:
         raise ValueError(f"{text!r}: the port must be a number from 1 to 65535")
-    host, port = found[1], int(found[2]) if found[2] else None
+    host, port = match[1], int(match[2]) if match[2] else None
     if port is not None and not 0 < port < 65536:
         raise ValueError(f"{text!r}: the port must be a number from 1 to 65535")
     if not host:
@@ -131,10 +131,10 @@ def address_of_hop(text: str) -> Address | None:
     other text, such as ``unknown``.
     """
     text = text.strip().strip('"').strip()
-    found = re.fullmatch(r"\[([^\]]*)\](?::\d{1,5})?", text) or re.fullmatch(
+    match = re.fullmatch(r"\[([^\]]*)\](?::\d{1,5})?", text) or re.fullmatch(
         r"(\d+\.\d+\.\d+\.\d+)(?::\d{1,5})?", text
     )
-    return address_of(found[1] if found else text)
+    return address_of(match[1] if match else text)
 
 
 def network_of(text: str) -> Network:

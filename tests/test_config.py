@@ -14,15 +14,8 @@ from typing import Any
 
 import pytest
 
-from server.config import (
-    PREFIX,
-    AgentCommand,
-    SettingError,
-    Settings,
-    load,
-    variables,
-    with_env_file,
-)
+from server.agent_commands import AgentCommand
+from server.config import PREFIX, SettingError, Settings, load, variables, with_env_file
 from server.errors import DatabaseError, StartError, not_stored
 from server.serving import reachable
 

@@ -21,10 +21,10 @@ def test_spent_tokens_return_at_the_rate(monkeypatch: pytest.MonkeyPatch) -> Non
     monkeypatch.setattr("time.monotonic", lambda: now)
     rate = TokenBucket(per_second=2, burst=4)
     assert rate.is_full()
-    assert [rate.allows() for _ in range(5)] == [True] * 4 + [False]
+    assert [rate.try_acquire() for _ in range(5)] == [True] * 4 + [False]
     now = 1.5
     assert not rate.is_full()
-    assert [rate.allows() for _ in range(4)] == [True] * 3 + [False]
+    assert [rate.try_acquire() for _ in range(4)] == [True] * 3 + [False]
     now = 10
     assert rate.is_full()
 

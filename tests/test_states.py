@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 
-from server.agents.base import AGENT_TRANSITIONS
+from server.agents.agent_state import AGENT_TRANSITIONS
 from server.agents.prompt_handle import PROMPT_TRANSITIONS
 from server.sessions.core import SESSION_TRANSITIONS
 from server.sessions.tenure import TENURE_TRANSITIONS

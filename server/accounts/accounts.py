@@ -15,8 +15,8 @@ from typing import Any, Protocol
 from ..agents.proxied_usage import ProxiedUsage
 from ..agents.usage import Cost, Usage
 from ..errors import Error, ErrorCode
-from .elsewhere import Elsewhere
 from .limits import NO_BUDGET, NO_LIMITS, AppLimits, Budget
+from .remote_spending import RemoteSpending
 from .spending import (
     BUDGET_CURRENCY,
     DAY_SECS,
@@ -50,7 +50,7 @@ class Accounts:
         proxied: the tokens that the key proxy has seen and no turn or run has counted yet.
         on_exceeded: called with the app's name when it has used up its budget.
         on_alert: called with the app's name and ``resets_at``, once in the whole cluster.
-        elsewhere: what other nodes have spent; None without a cluster.
+        remote_spending: what other nodes have spent; None without a cluster.
     """
 
     def __init__(
@@ -59,7 +59,7 @@ class Accounts:
         self.on_limits_changed: list[Callable[[str], None]] = []
         self.on_exceeded: list[Callable[[str], None]] = []
         self.on_alert: list[Callable[[str, int], None]] = []
-        self.elsewhere: Elsewhere | None = None
+        self.remote_spending: RemoteSpending | None = None
         self.proxied = ProxiedUsage()
         self._history = history
         self._last_id = 0
@@ -74,14 +74,14 @@ class Accounts:
         if self._history is not None:
             self._last_id = await self._history.last_id()
 
-    def join(self, elsewhere: Elsewhere) -> None:
+    def join(self, remote_spending: RemoteSpending) -> None:
         """Take what the other nodes of a cluster spend into account."""
-        self.elsewhere = elsewhere
-        elsewhere.update = self.update
+        self.remote_spending = remote_spending
+        remote_spending.update = self.update
 
     async def stop(self) -> None:
-        if self.elsewhere is not None:
-            await self.elsewhere.stop()
+        if self.remote_spending is not None:
+            await self.remote_spending.stop()
 
     async def load(self, app_name: str) -> None:
         """Read what an app had spent before the server started; once for each app.
@@ -92,8 +92,8 @@ class Accounts:
             DatabaseError: the database cannot be read.
             Error: ``internal``; likewise, in a cluster.
         """
-        if self.elsewhere is not None:
-            await self.elsewhere.read(app_name)
+        if self.remote_spending is not None:
+            await self.remote_spending.read(app_name)
             return
         if self._history is None or app_name in self._loaded:
             return
@@ -136,8 +136,8 @@ class Accounts:
         spending.add(day_of(at), tokens_in_budget(usage), nanos)
         if not was_exceeded:
             self._report_if_exceeded(app_name)
-        if self.elsewhere is not None and app_name in self._budgets:
-            self.elsewhere.read_soon(app_name)
+        if self.remote_spending is not None and app_name in self._budgets:
+            self.remote_spending.read_soon(app_name)
 
     async def update(self, app_name: str) -> None:
         """Read what the other nodes of the cluster have spent, if the app has a budget.
@@ -145,10 +145,10 @@ class Accounts:
         Raises:
             Error: ``internal``; the database is out of reach.
         """
-        if self.elsewhere is None or app_name not in self._budgets:
+        if self.remote_spending is None or app_name not in self._budgets:
             return
         was_exceeded = self.refusal(app_name) is not None
-        await self.elsewhere.read(app_name)
+        await self.remote_spending.read(app_name)
         if not was_exceeded:
             self._report_if_exceeded(app_name)
 
@@ -186,8 +186,8 @@ class Accounts:
             return {}
         today = day_of(self._clock())
         spending = self._spending.get(app_name) or Spending()
-        if self.elsewhere is not None:
-            spending = spending.plus(self.elsewhere.spending_of(app_name))
+        if self.remote_spending is not None:
+            spending = spending.plus(self.remote_spending.spending_of(app_name))
         view: dict[str, dict[str, Any]] = {}
         if budget.usd_per_day is not None:
             used = spending.nanos_of([today])
@@ -198,7 +198,7 @@ class Accounts:
             view["usd_per_month"] = _usd_view(budget.usd_per_month, used, next_month)
         if budget.tokens_per_day is not None:
             used, limit = spending.tokens_of(today), budget.tokens_per_day
-            view["tokens_per_day"] = _part(limit, used, max(0, limit - used), today + 1)
+            view["tokens_per_day"] = _budget_part(limit, used, max(0, limit - used), today + 1)
         return view
 
     def _report_if_exceeded(self, app_name: str) -> None:
@@ -209,11 +209,13 @@ class Accounts:
         logger.info("the budget is used up until %d", resets_at, extra={"app": app_name})
         for exceeded in self.on_exceeded:
             exceeded(app_name)
-        if self.elsewhere is None:
+        if self.remote_spending is None:
             self._send_alert(app_name, resets_at)
         elif self.on_alert:
             budget = f"{refusal.message} {resets_at}"
-            self.elsewhere.report(app_name, budget, lambda: self._send_alert(app_name, resets_at))
+            self.remote_spending.report(
+                app_name, budget, lambda: self._send_alert(app_name, resets_at)
+            )
 
     def _send_alert(self, app_name: str, resets_at: int) -> None:
         for alert in self.on_alert:
@@ -222,10 +224,10 @@ class Accounts:
 
 def _usd_view(limit: float, used_nanos: int, reset_day: int) -> dict[str, Any]:
     left = max(0, round(limit * NANOS) - used_nanos)
-    return _part(limit, used_nanos / NANOS, left / NANOS, reset_day)
+    return _budget_part(limit, used_nanos / NANOS, left / NANOS, reset_day)
 
 
-def _part(limit: float, used: float, remaining: float, reset_day: int) -> dict[str, Any]:
+def _budget_part(limit: float, used: float, remaining: float, reset_day: int) -> dict[str, Any]:
     resets_at = reset_day * DAY_SECS
     return {"limit": limit, "used": used, "remaining": remaining, "resets_at": resets_at}
 

@@ -12,7 +12,7 @@ import msgspec
 from ..errors import Error, ErrorCode
 from ..sessions.creation import SessionRequest
 from ..sessions.forking import inherited_request
-from ..sessions.options import SessionOptions, asking_options
+from ..sessions.options import SessionOptions, elicitation_options
 from ..sessions.registry import SessionRegistry
 from ..sessions.session import Session
 from . import jsonrpc, params
@@ -120,7 +120,7 @@ class CreationMethods:
     ) -> SessionOptions:
         """Return *chosen* with the request's own parameters, and with what the client can show."""
         options = with_params(chosen, wanted, self._sessions)
-        shown = asking_options(self._client.elicitation)
+        shown = elicitation_options(self._client.elicitation)
         if self._client.capabilities:
             announced = list(self._client.capabilities)
             shown = msgspec.structs.replace(shown, client_capabilities=announced)

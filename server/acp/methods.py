@@ -11,10 +11,10 @@ from .. import __version__
 from ..agents.logins import AgentLogins
 from ..auth.credential import Credential
 from ..auth.prompts import send_prompt
-from ..cluster.membership import ElsewhereError
+from ..cluster.membership import OtherNodeError
 from ..errors import Error, ErrorCode, not_found, session_closed
 from ..sessions.content import check_content
-from ..sessions.options import asking_options
+from ..sessions.options import elicitation_options
 from ..sessions.registry import SessionRegistry
 from ..sessions.session import Session
 from ..sessions.turns import Turn
@@ -127,8 +127,8 @@ class AcpMethods:
             return
         try:
             await method(request)
-        except ElsewhereError as elsewhere:
-            await self.relays.forward(elsewhere.owner, request)
+        except OtherNodeError as other_node:
+            await self.relays.forward(other_node.owner, request)
 
     async def handle_notification(self, notification: jsonrpc.Notification) -> None:
         """Handle a cancellation; ignore any other notification, and invalid ones."""
@@ -141,10 +141,10 @@ class AcpMethods:
                 self._requests.cancel(jsonrpc.key_of(cancel.request_id))
                 if self.relays is not None:
                     await self.relays.forward_to_all(notification)
-        except ElsewhereError as elsewhere:
+        except OtherNodeError as other_node:
             if self.relays is not None:
                 with contextlib.suppress(Error):
-                    await self.relays.forward(elsewhere.owner, notification)
+                    await self.relays.forward(other_node.owner, notification)
         except (JsonRpcError, Error) as error:
             is_unknown = isinstance(error, Error) and error.code is ErrorCode.NOT_FOUND
             if is_unknown and self.relays is not None:  # perhaps a subagent's session
@@ -176,7 +176,7 @@ class AcpMethods:
             self.client.elicitation = params.elicitation_modes(initialize.client_capabilities)
         if "client_capabilities" not in self._sessions.backend.unsupported_options:
             known = initialize.client_capabilities
-            self.client.capabilities = params.further_capabilities(known)
+            self.client.capabilities = params.announced_to_agents(known)
         self.client.options = initialize.session_options.with_defaults(self.client.options)
         self.initialize_params = request.params
         self._subscriptions.have_positions = initialize.session_options.positions
@@ -242,12 +242,12 @@ class AcpMethods:
         is_subscribed = self._subscriptions.get(session.id) is not None
         if session.subscribers > is_subscribed:
             modes |= set(announced)
-        changed = asking_options(modes)
+        changed = elicitation_options(modes)
         if session.is_closed or changed.announced_modes == announced:
             return
         changes = {name: getattr(changed, name) for name in ("elicitation", "elicitation_modes")}
         try:
-            await session.change(options=changes)
+            await session.editor.change(options=changes)
         except Error as error:
             logger.info("%s: the setting of questions stays: %s", self._name, error.message)
 
@@ -306,8 +306,8 @@ class AcpMethods:
     def _subscribed(self, session: Session) -> SessionSubscription:
         if session.is_closed:
             raise session_closed()
-        found = self._subscriptions.get(session.id)
-        return found or self._subscribe(session, session.log.head)
+        subscription = self._subscriptions.get(session.id)
+        return subscription or self._subscribe(session, session.log.head)
 
     def _subscribe(self, session: Session, cursor: int) -> SessionSubscription:
         limit = self.client.options.max_message_bytes or DEFAULT_MAX_BYTES

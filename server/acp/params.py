@@ -108,14 +108,16 @@ def elicitation_modes(capabilities: Mapping[str, Any] | None) -> tuple[str, ...]
     return tuple(mode for mode in ELICITATION_MODES if isinstance(announced.get(mode), dict))
 
 
-FURTHER: tuple[Literal["plan", "subagents"], ...] = "plan", "subagents"
+AGENT_CAPABILITIES: tuple[Literal["plan", "subagents"], ...] = "plan", "subagents"
 
 
-def further_capabilities(
+def announced_to_agents(
     capabilities: Mapping[str, Any] | None,
 ) -> tuple[Literal["plan", "subagents"], ...]:
     """The capabilities of a client that the agents of its new sessions learn of."""
-    return tuple(name for name in FURTHER if isinstance((capabilities or {}).get(name), dict))
+    return tuple(
+        name for name in AGENT_CAPABILITIES if isinstance((capabilities or {}).get(name), dict)
+    )
 
 
 class AuthenticateParams(_Params, frozen=True, kw_only=True):

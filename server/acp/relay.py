@@ -13,7 +13,7 @@ from collections.abc import Awaitable, Callable
 import msgspec
 
 from ..cluster.channels import ChannelLostError, NodeChannel
-from ..cluster.node import ClusterNode, out_of_reach
+from ..cluster.node import ClusterNode, node_unreachable
 from ..tasks import Tasks
 from . import jsonrpc
 from .relayed_messages import RELAY, RelayedClient, messages_of, send_message
@@ -55,8 +55,8 @@ class AcpRelays:
 
     def better_node(self) -> int | None:
         """The node on which a new session should begin instead of this one; None if here."""
-        placed = self._node.place()
-        return None if placed == self._node.number else placed
+        chosen = self._node.choose_node()
+        return None if chosen == self._node.number else chosen
 
     async def forward(self, node: int, message: jsonrpc.Request | jsonrpc.Notification) -> None:
         """Send a message of the client to the node that has the session.
@@ -74,7 +74,7 @@ class AcpRelays:
                 await send_message(channel, msgspec.json.encode(self._client()))
             await send_message(channel, jsonrpc.encode(message))
         except ChannelLostError:
-            raise out_of_reach() from None
+            raise node_unreachable() from None
 
     async def forward_to_all(self, notification: jsonrpc.Notification) -> None:
         """Send a notification to the nodes that have sessions of the client."""

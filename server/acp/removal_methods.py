@@ -53,7 +53,7 @@ class RemovalMethods:
     async def _set_title(self, request: jsonrpc.Request) -> None:
         change = read_params(params.SetTitleParams, request.params)
         session = await self._changeable(change.session_id)
-        await session.change(meta={"title": change.title})
+        await session.editor.change(meta={"title": change.title})
         self._requests.respond(request, {})
 
     async def _changeable(self, session_id: str) -> Session:

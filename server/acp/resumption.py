@@ -21,7 +21,7 @@ from .params import NAMESPACE
 ENTRIES = f"_{NAMESPACE}/entries"
 
 
-def group(session_id: str, seq: int, messages: int) -> bytes:
+def group_start(session_id: str, seq: int, messages: int) -> bytes:
     """The notification that precedes a group of messages.
 
     Args:
@@ -33,7 +33,7 @@ def group(session_id: str, seq: int, messages: int) -> bytes:
     )
 
 
-def position(seq: int, pending: Sequence[str], unknown: Sequence[str]) -> dict[str, Any]:
+def position_fields(seq: int, pending: Sequence[str], unknown: Sequence[str]) -> dict[str, Any]:
     """The fields of ``_meta.clawdforge`` in the response that opens a session.
 
     Args:
@@ -74,7 +74,7 @@ async def find_prompts(
     Returns:
         The turns, each with its request, and the ids of prompts that the server has not received.
     """
-    found, unknown = [], []
+    turns, unknown = [], []
     for prompt_id, request_id in prompts.items():
         accepted = await session.turns.find(prompt_id)
         if accepted is None:
@@ -82,5 +82,5 @@ async def find_prompts(
             continue
         key = jsonrpc.key_of(request_id)
         request = jsonrpc.Request(dumps(request_id), key, "session/prompt", None)
-        found.append((accepted.turn, request))
-    return found, unknown
+        turns.append((accepted.turn, request))
+    return turns, unknown

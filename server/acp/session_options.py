@@ -9,7 +9,8 @@ from typing import Any
 import msgspec
 
 from ..mcp_servers import McpServer
-from ..sessions.options import NO_OPTIONS, SessionOptions, check_for_agent, check_options
+from ..sessions.option_checks import check_for_agent, check_options
+from ..sessions.options import NO_OPTIONS, SessionOptions
 from ..sessions.registry import SessionRegistry
 from ..sessions.session import Session
 from ..validation import in_words
@@ -64,11 +65,11 @@ def agent_capabilities(
     """The ``agentCapabilities`` of the server, for an agent with these *capabilities*."""
     known = capabilities.get("mcpCapabilities")
     mcp = known if isinstance(known, dict) else {}
-    of_agent = capabilities.get("sessionCapabilities")
+    session_capabilities = capabilities.get("sessionCapabilities")
     has_directories = (
         supports_directories(sessions)
-        and isinstance(of_agent, dict)
-        and of_agent.get("additionalDirectories") is not None
+        and isinstance(session_capabilities, dict)
+        and session_capabilities.get("additionalDirectories") is not None
     )
     directories: dict[str, Any] = {"additionalDirectories": {}} if has_directories else {}
     return {
@@ -140,4 +141,4 @@ async def change_options(
     check_for_agent(options, sessions.backend, session.row.agent)
     options = await sessions.workspaces.check_directories(options)
     names = SessionOptions.__struct_fields__
-    await session.change(options={name: getattr(options, name) for name in names})
+    await session.editor.change(options={name: getattr(options, name) for name in names})

@@ -136,7 +136,7 @@ class SessionSubscription:
             return self.settings()
         waiting = (self.session.permissions.pending(), self.session.elicitations.pending())
         pending = [request["request_id"] for requests in waiting for request in requests]
-        position = resumption.position(self.cursor, pending, self.unknown_prompts)
+        position = resumption.position_fields(self.cursor, pending, self.unknown_prompts)
         return {**self.settings(), "_meta": {NAMESPACE: position}}
 
     def respond_to_prompt(self, request: jsonrpc.Request, turn: Turn) -> bytes | None:
@@ -185,7 +185,7 @@ class SessionSubscription:
                 self._unrendered = [*rest, *batches[number + 1 :]]
                 break
         if self._has_positions and rendered:
-            rendered.insert(0, resumption.group(self.session.id, self.cursor, len(rendered)))
+            rendered.insert(0, resumption.group_start(self.session.id, self.cursor, len(rendered)))
         return rendered
 
     def _render_at(self, seq: int, line: bytes) -> list[bytes]:

@@ -40,8 +40,8 @@ class AgentMessage:
 
     def part(self, name: str) -> bytes | None:
         """The raw JSON of one field, or None."""
-        found = self._fields.get(name)
-        return None if found is None else bytes(found)
+        value = self._fields.get(name)
+        return None if value is None else bytes(value)
 
     def with_session_id(self, session_id: str) -> bytes:
         """The message with another session id; everything else stays as the agent wrote it."""

@@ -13,11 +13,15 @@ REPORT_BYTES = 64 << 10
 """The limit, as JSON, of each field of :class:`AgentSettings`."""
 
 
+def has_session_capability(capabilities: Any, name: str) -> bool:
+    """Whether the ``agentCapabilities`` of an agent contain that capability for sessions."""
+    sessions = capabilities.get("sessionCapabilities") if isinstance(capabilities, dict) else None
+    return isinstance(sessions, dict) and sessions.get(name) is not None
+
+
 def can_load(capabilities: Mapping[str, Any]) -> bool:
     """Whether an agent with those ``agentCapabilities`` can load a conversation."""
-    sessions = capabilities.get("sessionCapabilities")
-    resumes = isinstance(sessions, dict) and sessions.get("resume") is not None
-    return bool(capabilities.get("loadSession")) or resumes
+    return bool(capabilities.get("loadSession")) or has_session_capability(capabilities, "resume")
 
 
 def bounded(value: Any, limit: int = REPORT_BYTES) -> Any:

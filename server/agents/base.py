@@ -7,7 +7,6 @@ that the log keeps that order.
 
 from __future__ import annotations
 
-import enum
 from collections.abc import Callable, Mapping
 from typing import Any, Literal, Protocol
 
@@ -15,9 +14,9 @@ import msgspec
 
 from ..errors import Error, ErrorCode
 from ..sandbox.sandbox import Sandbox
-from ..states import Transitions
 from ..validation import OptionValue
 from .agent_settings import NO_SETTINGS, AgentSettings
+from .agent_state import AgentState
 from .parameters import NO_PARAMETERS, AgentParameters
 from .prompt_handle import PromptHandle
 from .reloading import ReloadableBackend
@@ -108,20 +107,16 @@ class WantedSettings(msgspec.Struct, frozen=True):
         return self.model is None and self.mode is None and not self.config_options
 
 
-Presence = Literal["live", "waking", "prewarmed", "hibernated"]
-"""The value of ``agent_state``, in which clients see the state of a session's agent."""
-
-
 class AgentObserver:
     """Receives the reports of an agent. A session implements it.
 
     By default a method ignores the report.
 
     Attributes:
-        owes_preface: the agent's conversation began with a command, and lacks the preface.
+        needs_preface: the agent's conversation began with a command, and lacks the preface.
     """
 
-    owes_preface: bool = False
+    needs_preface: bool = False
 
     @property
     def wanted(self) -> WantedSettings:
@@ -187,51 +182,6 @@ class AgentTimeouts(msgspec.Struct):
 
     close: float = GRACE_SECS
     setting: float = 20.0
-
-
-class AgentState(enum.Enum):
-    """The state of one session's agent."""
-
-    STOPPED = "stopped"
-    """No process runs, and none is being started."""
-    STARTING = "starting"
-    """A process is being started, or opens the session's conversation."""
-    READY = "ready"
-    """The process has the conversation, and no prompt."""
-    PROMPTING = "prompting"
-    """The process has received a prompt and has not responded yet."""
-    STOPPING = "stopping"
-    """The process was asked to end, or was killed, and has not ended yet."""
-
-    @property
-    def is_live(self) -> bool:
-        """Whether a process runs or is being started."""
-        return self is not AgentState.STOPPED
-
-
-AGENT_TRANSITIONS: Transitions[AgentState] = {
-    AgentState.STOPPED: {AgentState.STARTING},
-    AgentState.STARTING: {
-        AgentState.READY,
-        AgentState.PROMPTING,  # an agent may respond to session/load without a result
-        AgentState.STOPPING,
-        AgentState.STOPPED,
-    },
-    # To STARTING: the process ended or was replaced, and acpx may be starting another.
-    AgentState.READY: {
-        AgentState.PROMPTING,
-        AgentState.STARTING,
-        AgentState.STOPPING,
-        AgentState.STOPPED,
-    },
-    AgentState.PROMPTING: {
-        AgentState.READY,
-        AgentState.STARTING,
-        AgentState.STOPPING,
-        AgentState.STOPPED,
-    },
-    AgentState.STOPPING: {AgentState.STARTING, AgentState.STOPPED},
-}
 
 
 class Agent(Protocol):

@@ -7,7 +7,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from .. import installation
-from ..config import AgentCommand
+from ..agent_commands import AgentCommand
 from .base import AgentInfo, agent_unavailable
 
 ACPX_VERSION = "0.19.1"
@@ -55,11 +55,11 @@ def agent_infos(
         commands: the configured agents, which precede acpx's.
         path: the folders to search, as in ``PATH``.
     """
-    infos = [_info(agent["name"], agent["launch"], commands, path) for agent in launches]
+    infos = [_agent_info(agent["name"], agent["launch"], commands, path) for agent in launches]
     return sorted(infos, key=lambda info: info.name)
 
 
-def _info(
+def _agent_info(
     name: str, launch: Any, commands: Mapping[str, AgentCommand], path: str | None
 ) -> AgentInfo:
     if (command := commands.get(name)) is not None:
@@ -73,13 +73,13 @@ def _info(
     return AgentInfo(
         name,
         False,
-        " and ".join(map(_install, needs))
+        " and ".join(map(_install_instruction, needs))
         # Without an installation, acpx would download the agent at each start.
         or f"install it, and name its command in CLAWDFORGE_AGENTS as {name!r}",
     )
 
 
-def _install(need: Mapping[str, str]) -> str:
+def _install_instruction(need: Mapping[str, str]) -> str:
     """The command that installs a requirement of an agent, or an instruction."""
     if need["kind"] == "package":
         version = f"@{need['version']}" if need.get("version") else ""
@@ -89,7 +89,7 @@ def _install(need: Mapping[str, str]) -> str:
     return f"put the command {need['name']!r} on the server's PATH"
 
 
-def launched(name: str, agent: Mapping[str, Any] | None) -> AgentCommand:
+def acpx_command(name: str, agent: Mapping[str, Any] | None) -> AgentCommand:
     """The command of acpx's agent *name*.
 
     Args:

@@ -170,8 +170,8 @@ class _Evidence(msgspec.Struct):
 
     def status_in_words(self) -> int | None:
         for text in self.texts:
-            if (found := _STATUS_WORDS.search(text)) is not None:
-                return int(next(filter(None, found.groups())))
+            if (match := _STATUS_WORDS.search(text)) is not None:
+                return int(next(filter(None, match.groups())))
         return None
 
 

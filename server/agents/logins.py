@@ -237,7 +237,9 @@ class _LoginProcess:
         """
         self._last_id += 1
         self._send(id=self._last_id, method=method, params=params)
-        while (message := await self._next()).get("id") != self._last_id or "method" in message:
+        while (message := await self._next_message()).get(
+            "id"
+        ) != self._last_id or "method" in message:
             if "method" in message and "id" in message:  # the server offers agents no methods here
                 refused = {"code": -32601, "message": "not offered"}
                 self._send(id=message["id"], error=refused)
@@ -252,7 +254,7 @@ class _LoginProcess:
     def _send(self, **message: Any) -> None:
         self._stdin.write(dumps({"jsonrpc": "2.0", **message}) + b"\n")
 
-    async def _next(self) -> dict[str, Any]:
+    async def _next_message(self) -> dict[str, Any]:
         try:
             while line := await self._program.stdout.readline():
                 if (message := parse_message(line)) is not None:

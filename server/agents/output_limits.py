@@ -11,13 +11,13 @@ class MessageLimits(msgspec.Struct, frozen=True):
     """Limits on what agents write, in bytes and seconds.
 
     Attributes:
-        each: of one message. A larger one ends its agent.
-        per_app: of the incomplete messages of all agents of one app together.
+        message_bytes: of one message. A larger one ends its agent.
+        bytes_per_app: of the incomplete messages of all agents of one app together.
         large_secs: seconds that an agent may take to write the rest of a large message.
     """
 
-    each: int
-    per_app: int
+    message_bytes: int
+    bytes_per_app: int
     large_secs: float = 10
 
 

@@ -10,7 +10,7 @@ from typing import Any, BinaryIO, cast
 from .line_reader import LineReader
 
 
-def unsent(transport: asyncio.WriteTransport) -> bytes:
+def unsent_bytes(transport: asyncio.WriteTransport) -> bytes:
     """The bytes that wait until the pipe takes them. asyncio has no public access to them."""
     return bytes(cast(Any, transport)._buffer)
 

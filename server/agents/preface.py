@@ -19,8 +19,8 @@ def preface_of(
         blocks: the prompt's content blocks.
         reported: what the agent reported last, with its commands.
     """
-    observer.owes_preface = spec.preface is not None and is_command(reported, blocks)
-    return None if observer.owes_preface else spec.preface
+    observer.needs_preface = spec.preface is not None and is_command(reported, blocks)
+    return None if observer.needs_preface else spec.preface
 
 
 def is_command(reported: AgentSettings, blocks: Any) -> bool:

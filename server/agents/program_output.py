@@ -55,7 +55,7 @@ def redact(text: str, secrets: Collection[str] = ()) -> str:
     for secret in sorted(secrets, key=len, reverse=True):
         text = text.replace(secret, SECRET)
     text = _SECRETS.sub(SECRET, text)
-    return _NAMED_SECRETS.sub(lambda found: f"{found[1] or ''}{SECRET}", text)
+    return _NAMED_SECRETS.sub(lambda match: f"{match[1] or ''}{SECRET}", text)
 
 
 def single_line(text: str) -> str:

@@ -51,5 +51,5 @@ class AgentSelection:
     async def _default_name(self) -> str:
         if self._default is not None:
             return self._default
-        found = await self._backend.agents(PREFERRED_AGENT)
-        return PREFERRED_AGENT if any(info.installed for info in found) else FALLBACK_AGENT
+        infos = await self._backend.agents(PREFERRED_AGENT)
+        return PREFERRED_AGENT if any(info.installed for info in infos) else FALLBACK_AGENT

@@ -31,10 +31,10 @@ def subagent_of(params: Any, own_id: str | None) -> Subagent | None:
     call = _parent_call(meta) if isinstance(meta, dict) else None
     if not is_child and call is None:
         return None
-    found: dict[str, str] = {"session_id": str(child)} if is_child else {}
+    subagent: dict[str, str] = {"session_id": str(child)} if is_child else {}
     if call is not None:
-        found["tool_call_id"] = call
-    return found
+        subagent["tool_call_id"] = call
+    return subagent
 
 
 def _parent_call(meta: Mapping[str, Any]) -> str | None:

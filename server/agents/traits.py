@@ -11,7 +11,7 @@ from collections.abc import Mapping
 
 import msgspec
 
-from ..config import UNKNOWN, AgentCommand
+from ..agent_commands import ASKS_IN_UNKNOWN, AgentCommand
 
 APPROVE_ALL = "approve-all"
 
@@ -21,7 +21,7 @@ class AgentTraits(msgspec.Struct, frozen=True):
 
     Attributes:
         asks_in: the mode in which the agent asks before it writes or runs anything; None: it never
-            asks; :data:`UNKNOWN`: it was not measured.
+            asks; :data:`ASKS_IN_UNKNOWN`: it was not measured.
         also_asks_in: other modes in which the agent does not act without asking.
         asks_by: environment variables that make the agent ask, for one that is configured by
             them: name to the JSON object that is merged into the value.
@@ -31,7 +31,7 @@ class AgentTraits(msgspec.Struct, frozen=True):
         takes_any_model: the agent may know more models than it lists.
     """
 
-    asks_in: str | None = UNKNOWN
+    asks_in: str | None = ASKS_IN_UNKNOWN
     also_asks_in: frozenset[str] = frozenset()
     asks_by: Mapping[str, Mapping[str, str]] = msgspec.field(default_factory=dict)
     takes_system: bool = False
@@ -56,7 +56,7 @@ class AgentTraits(msgspec.Struct, frozen=True):
         """
         if self.asks_in is None:
             return False
-        if self.asks_in == UNKNOWN:
+        if self.asks_in == ASKS_IN_UNKNOWN:
             return True if self.asks_by and permission != APPROVE_ALL else None
         return mode == self.asks_in or mode in self.also_asks_in
 
@@ -87,7 +87,7 @@ def traits_of(name: str, commands: Mapping[str, AgentCommand]) -> AgentTraits:
     """
     known = KNOWN.get(name, AgentTraits())
     command = commands.get(name)
-    if command is None or command.asks_in == UNKNOWN:
+    if command is None or command.asks_in == ASKS_IN_UNKNOWN:
         return known
     return msgspec.structs.replace(
         known, asks_in=command.asks_in, also_asks_in=frozenset(), asks_by={}

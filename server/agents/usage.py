@@ -70,33 +70,33 @@ class Usage(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
         return msgspec.structs.replace(self, **counts)
 
 
-def of_acp(usage: Any, cost: Any = None) -> Usage:
+def usage_of_acp(usage: Any, cost: Any = None) -> Usage:
     """The usage in ACP's forms.
 
     Args:
         usage: ``usage`` of the response to a prompt.
         cost: ``cost`` of a ``usage_update``.
     """
-    found = usage if isinstance(usage, dict) else {}
+    counts = usage if isinstance(usage, dict) else {}
     return Usage(
-        input_tokens=tokens_in(found, "inputTokens"),
-        output_tokens=tokens_in(found, "outputTokens"),
-        cached_read_tokens=tokens_in(found, "cachedReadTokens"),
-        cached_write_tokens=tokens_in(found, "cachedWriteTokens"),
-        thought_tokens=tokens_in(found, "thoughtTokens"),
+        input_tokens=tokens_in(counts, "inputTokens"),
+        output_tokens=tokens_in(counts, "outputTokens"),
+        cached_read_tokens=tokens_in(counts, "cachedReadTokens"),
+        cached_write_tokens=tokens_in(counts, "cachedWriteTokens"),
+        thought_tokens=tokens_in(counts, "thoughtTokens"),
         cost=cost_of(cost),
     )
 
 
-def of_claude(message: Mapping[str, Any]) -> Usage:
+def usage_of_claude(message: Mapping[str, Any]) -> Usage:
     """The usage in the result that ``claude -p`` prints."""
     usage = message.get("usage")
-    found = usage if isinstance(usage, dict) else {}
+    counts = usage if isinstance(usage, dict) else {}
     return Usage(
-        input_tokens=tokens_in(found, "input_tokens"),
-        output_tokens=tokens_in(found, "output_tokens"),
-        cached_read_tokens=tokens_in(found, "cache_read_input_tokens"),
-        cached_write_tokens=tokens_in(found, "cache_creation_input_tokens"),
+        input_tokens=tokens_in(counts, "input_tokens"),
+        output_tokens=tokens_in(counts, "output_tokens"),
+        cached_read_tokens=tokens_in(counts, "cache_read_input_tokens"),
+        cached_write_tokens=tokens_in(counts, "cache_creation_input_tokens"),
         cost=cost_of({"amount": message.get("total_cost_usd"), "currency": "USD"}),
     )
 

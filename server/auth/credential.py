@@ -5,14 +5,20 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import hashlib
+import secrets
 from collections.abc import AsyncIterator
 
 from ..errors import Error, ErrorCode
 from ..storage.schema import TokenRow
 from .scopes import ALL_SCOPES, Scope, check_scope
 
+TOKEN_PREFIX = "cf_"  # noqa: S105
 REVOKED_ABORT_SECS = 0.8
 """A connection with a revoked credential is aborted if it does not close within this time."""
+
+
+def new_token() -> str:
+    return TOKEN_PREFIX + secrets.token_urlsafe(32)
 
 
 def hash_secret(secret: str) -> bytes:

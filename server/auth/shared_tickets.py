@@ -77,13 +77,13 @@ class SharedTickets:
         """
         if len(ticket) > MAX_SECRET_LENGTH:
             raise unauthorized()
-        found = await self._table.change(
+        rows = await self._table.change(
             f"DELETE FROM tickets WHERE hash = ? RETURNING app_name, body, expires_at > {_NOW}",  # noqa: S608
             (hash_secret(ticket),),
         )
-        if not found or not found[0][2] or session_id not in (None, found[0][1]):
+        if not rows or not rows[0][2] or session_id not in (None, rows[0][1]):
             raise unauthorized()
-        return found[0][0], found[0][1]
+        return rows[0][0], rows[0][1]
 
 
 async def issue_ticket(tokens: TokenRegistry, credential: Credential, session_id: str) -> str:
@@ -109,7 +109,7 @@ async def redeem_ticket(
         Error: ``unauthorized``.
     """
     if tokens.shared_tickets is None:
-        found = tokens.tickets.redeem(ticket, session_id)
-        return found.credential, found.session_id
+        open_ticket = tokens.tickets.redeem(ticket, session_id)
+        return open_ticket.credential, open_ticket.session_id
     app_name, named = await tokens.shared_tickets.redeem(ticket, session_id)
     return await tokens.find(app_name), named

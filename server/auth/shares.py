@@ -45,7 +45,7 @@ class ShareRegistry:
         clock: Callable[[], float] = time.time,
     ) -> None:
         self.on_revoke: Callable[[Credential], None] = lambda credential: None
-        self.on_changed: Callable[[], Awaitable[None]] = _tell_nobody
+        self.on_changed: Callable[[], Awaitable[None]] = _notify_no_node
         self._queries = queries
         self._writer = writer
         self._max_per_session = max_per_session
@@ -205,5 +205,5 @@ class ShareRegistry:
             self.on_revoke(credential)
 
 
-async def _tell_nobody() -> None:
+async def _notify_no_node() -> None:
     """Do nothing: there are no other nodes."""

@@ -89,18 +89,18 @@ class TicketRegistry:
         if len(ticket) > MAX_SECRET_LENGTH:
             raise unauthorized()
         key = hash_secret(ticket)
-        found = self._open.pop(key, None)
-        if found is None:
+        open_ticket = self._open.pop(key, None)
+        if open_ticket is None:
             raise unauthorized()
-        own = self._hashes_of[found.credential]
+        own = self._hashes_of[open_ticket.credential]
         del own[key]
         if not own:
-            del self._hashes_of[found.credential]
-        if found.expires_at <= self._clock():
+            del self._hashes_of[open_ticket.credential]
+        if open_ticket.expires_at <= self._clock():
             raise unauthorized()
-        if session_id not in (None, found.session_id):
+        if session_id not in (None, open_ticket.session_id):
             raise unauthorized()
-        return found
+        return open_ticket
 
     def pack(self) -> list[CarriedTicket]:
         """Return the open tickets of tokens for the next version of the server."""

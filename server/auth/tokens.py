@@ -10,7 +10,6 @@ import asyncio
 import hmac
 import json
 import logging
-import secrets
 import time
 from collections.abc import Callable, Mapping, Sequence
 
@@ -26,8 +25,9 @@ from ..storage.queries import Queries
 from ..storage.schema import TokenRow
 from ..storage.writer import DatabaseWriter
 from ..tasks import to_completion
-from .credential import Credential, hash_secret, unauthorized
-from .first_tokens import ADMIN_KEY, FIRST_APP, FirstTokens, store_admin_hash
+from .admin_token import AdminToken
+from .credential import Credential, hash_secret, new_token, unauthorized
+from .first_tokens import FIRST_APP, FirstTokens
 from .scopes import Scope
 from .shared_tickets import SharedTickets, redeem_ticket
 from .shares import ShareRegistry, is_share
@@ -37,11 +37,6 @@ from .token_options import TokenOptions
 logger = logging.getLogger(__name__)
 
 NO_TOKEN_OPTIONS = TokenOptions()
-TOKEN_PREFIX = "cf_"  # noqa: S105
-
-
-def new_token() -> str:
-    return TOKEN_PREFIX + secrets.token_urlsafe(32)
 
 
 class TokenRegistry:
@@ -80,7 +75,7 @@ class TokenRegistry:
         self.on_reading_ended: Callable[[str], None] = lambda name: None
         self._queries = queries
         self._writer = writer
-        self._admin_hash = b""
+        self._admin = AdminToken(queries, writer)
         self._by_hash: dict[bytes, Credential] = {}
         self._names: set[str] = set()
         self._options: dict[str, TokenOptions] = {}
@@ -101,27 +96,17 @@ class TokenRegistry:
         """
         await self.load_app_tokens()
         await self.shares.load()
-        stored = await self._queries.server_value(ADMIN_KEY)
-        created = None
-        if admin_token is not None:
-            self._admin_hash = hash_secret(admin_token)
-            # The token of the settings is valid only while it is set, so its hash is not stored.
-            # The empty value records that there was a first start.
-            stored_next = b"" if stored is None or stored == self._admin_hash else stored
-        elif stored:
-            self._admin_hash = stored_next = stored
-        else:
-            created = new_token()
-            self._admin_hash = stored_next = hash_secret(created)
-        if not await store_admin_hash(self._queries, self._writer, stored, stored_next):
+        loaded = await self._admin.load(admin_token)
+        if loaded is None:
             return await self.load(admin_token)  # another node starts at this moment
         app_token = None
-        if stored is None and not self._names:
+        if loaded.is_first_start and not self._names:
             try:
                 app_token = (await self.create(FIRST_APP))[1]
             except Error as error:
                 if error.code is not ErrorCode.CONFLICT:
                     raise
+        created = loaded.created
         return FirstTokens(created, app_token) if created or app_token else None
 
     def _add(self, row: TokenRow, options: TokenOptions) -> None:
@@ -255,9 +240,8 @@ class TokenRegistry:
         return await redeem_ticket(self, secret)
 
     def is_admin(self, token: str | None) -> bool:
-        if token is None or len(token) > MAX_SECRET_LENGTH:
-            return False
-        return hmac.compare_digest(hash_secret(token), self._admin_hash)
+        """Whether *token* is the admin token."""
+        return self._admin.matches(token)
 
     @property
     def waits(self) -> int:

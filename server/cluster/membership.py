@@ -8,7 +8,7 @@ from ..errors import Error, ErrorCode
 from ..storage.schema import Statement
 
 
-class ElsewhereError(Error):
+class OtherNodeError(Error):
     """Another node runs the session. A client that gets this failure may retry.
 
     Attributes:
@@ -33,7 +33,7 @@ class Cluster(Protocol):
     number: int | None
 
     @property
-    def agents_elsewhere(self) -> int:
+    def agents_on_other_nodes(self) -> int:
         """The number of agents on the other nodes."""
 
     async def claim(self, session_id: str) -> bool:
@@ -43,7 +43,7 @@ class Cluster(Protocol):
             Whether it had none, and this node owns it now.
 
         Raises:
-            ElsewhereError: another node owns it.
+            OtherNodeError: another node owns it.
             Error: ``internal``; the database is out of reach.
         """
 
@@ -53,15 +53,15 @@ class Cluster(Protocol):
     async def next_session_number(self) -> int | None:
         """The number of a new session; None if the next one in this process is free."""
 
-    def ownership_of(self, session: int, place: str) -> list[Statement]:
-        """The statements that make this node the owner of a new session, and free its place."""
+    def ownership_of(self, session: int, reservation: str) -> list[Statement]:
+        """The statements that make this node own a new session, and free its reservation."""
 
 
-class Alone:
+class SingleServer:
     """The only server on its database: it owns every session."""
 
     number: int | None = None
-    agents_elsewhere = 0
+    agents_on_other_nodes = 0
 
     async def claim(self, session_id: str) -> bool:
         """Do nothing: no other server has the session."""
@@ -73,9 +73,9 @@ class Alone:
     async def next_session_number(self) -> None:
         """Return None: this process numbers all sessions."""
 
-    def ownership_of(self, session: int, place: str) -> list[Statement]:
+    def ownership_of(self, session: int, reservation: str) -> list[Statement]:
         """Return no statements: a single server stores no owners."""
         return []
 
 
-ALONE = Alone()
+SINGLE_SERVER = SingleServer()

@@ -15,7 +15,7 @@ from ..tasks import Supervisor
 from . import notices
 from .bus import Bus, ClusterEngine
 from .channels import Channels
-from .membership import ElsewhereError
+from .membership import OtherNodeError
 
 if TYPE_CHECKING:
     from ..storage.nodes import NodeRow
@@ -94,7 +94,7 @@ class ClusterState(NamedTuple):
     digest: tuple[object, ...]
 
 
-def out_of_reach() -> Error:
+def node_unreachable() -> Error:
     """The error for a request to a session whose node does not answer."""
     message = "the session's node is out of reach; retry"
     return Error(ErrorCode.DRAINING, message, retry_after=1)
@@ -139,7 +139,7 @@ class ClusterNode:
         self.on_event: dict[str, Callable[[str], None]] = {}
         self.find_nodes: Callable[[], Awaitable[None]] = _find_none
         self.bus = Bus(engine, number, supervisor, secret)
-        self.bus.on_notice = self._notice
+        self.bus.on_notice = self._handle_notice
         self.channels = Channels(self.bus)
 
     # Ownership
@@ -154,9 +154,9 @@ class ClusterNode:
             return False
         owner: int | None = rows[0][0]
         if owner == self._number and self.is_draining:
-            raise out_of_reach()  # it was handed over, and its waiting turns run elsewhere
+            raise node_unreachable()  # it was handed over, and its waiting turns run elsewhere
         if owner is None and (other := self._better_node()) is not None:
-            raise ElsewhereError(session_id, other)
+            raise OtherNodeError(session_id, other)
         if owner is None:
             claimed = await self.engine.change(
                 "WITH f AS MATERIALIZED"
@@ -171,9 +171,9 @@ class ClusterNode:
             rows = await self._owner_rows(session_id)
             owner = rows[0][0] if rows else None
         if owner is None:
-            raise out_of_reach()
+            raise node_unreachable()
         if owner != self._number:
-            raise ElsewhereError(session_id, owner)
+            raise OtherNodeError(session_id, owner)
         return False
 
     async def _owner_rows(self, session_id: str) -> list[tuple[Any, ...]]:
@@ -192,7 +192,7 @@ class ClusterNode:
         """
         if not self.is_draining and self.free_slots() > 0:
             return None
-        others = [one for one in self._others() if one.free > 0]
+        others = [node for node in self._others() if node.free > 0]
         if not others and self.is_draining:
             others = self._others()
         better = _freer_of_two(others)
@@ -201,21 +201,21 @@ class ClusterNode:
             self.nodes[better] = info._replace(free=info.free - 1)
         return better
 
-    def place(self) -> int:
+    def choose_node(self) -> int:
         """The node for a new session: this one if it has a free slot."""
         better = self._better_node()
         return self._number if better is None else better
 
     @property
-    def agents_elsewhere(self) -> int:
+    def agents_on_other_nodes(self) -> int:
         """The number of agents on the other nodes."""
-        return sum(one.live for one in self.nodes.values() if one.number != self._number)
+        return sum(node.live for node in self.nodes.values() if node.number != self._number)
 
     def _others(self) -> list[NodeInfo]:
         return [
-            one
-            for one in self.nodes.values()
-            if one.number != self._number and one.state == "up" and not one.is_late
+            node
+            for node in self.nodes.values()
+            if node.number != self._number and node.state == "up" and not node.is_late
         ]
 
     async def announce_draining(self) -> None:
@@ -259,15 +259,15 @@ class ClusterNode:
         self.growth = tuple(newest)
         if has_messages:
             self.bus.look()
-        found = ClusterState(
+        state = ClusterState(
             has_messages,
             has_orphans,
             list(zip(ids or (), works or (), strict=True)),
             list(waiting),
             tuple(digest),
         )
-        self.on_digest(found.digest)
-        return found
+        self.on_digest(state.digest)
+        return state
 
     async def take_over_sessions(self) -> None:
         """Take the sessions of nodes that have ended: those with work, and free the others.
@@ -296,9 +296,9 @@ class ClusterNode:
         """Let the nodes that follow a session know that this one runs it now."""
         self.bus.announce(f"{CLAIMED} {session} {self._number}")
 
-    def ownership_of(self, session: int, place: str) -> list[Statement]:
-        """The statements that make this node the owner of a new session, and free its place."""
-        return [self.owner_statement(session, self._number), free_session(place)]
+    def ownership_of(self, session: int, reservation: str) -> list[Statement]:
+        """The statements that make this node own a new session, and free its reservation."""
+        return [self.owner_statement(session, self._number), free_session(reservation)]
 
     def owner_statement(self, session: int, owner: int | None) -> Statement:
         """The statement that gives a session of this node another owner, or none."""
@@ -338,7 +338,7 @@ class ClusterNode:
         """Send an event to every node, also to this one. It may be lost."""
         await self.bus.notify_all(f"{kind} {text}")
 
-    def _notice(self, notice: str) -> None:
+    def _handle_notice(self, notice: str) -> None:
         if notice.startswith(notices.ENTRIES):
             self.on_entries(notices.row_of(notice))
             return
@@ -358,7 +358,7 @@ class ClusterNode:
         if node == self._number:
             return
         if not await self._is_running(node) or self.nodes[node].is_late:
-            raise out_of_reach()
+            raise node_unreachable()
 
 
 async def _find_none() -> None:

@@ -49,11 +49,11 @@ def messages_text(sender: int, before: int, messages: Iterable[tuple[int, bytes]
 def messages_in(text: str) -> tuple[int, int, list[tuple[int, bytes]]]:
     """The sender, the number before, and the messages of :func:`messages_text`."""
     sender, before, *parts = text[len(MESSAGES) :].split(" ")
-    found = []
+    messages = []
     for part in parts:
         seq, _, body = part.partition(":")
-        found.append((int(seq), binascii.a2b_base64(body)))
-    return int(sender), int(before), found
+        messages.append((int(seq), binascii.a2b_base64(body)))
+    return int(sender), int(before), messages
 
 
 def heads_texts(heads: Iterable[tuple[int, int]]) -> list[str]:

@@ -119,9 +119,9 @@ def _add_path(tar: tarfile.TarFile, parent: int, path: Path, name: str) -> None:
     folder = -1
     with contextlib.ExitStack() as stack:
         try:
-            found = os.stat(path.name, dir_fd=parent, follow_symlinks=False)
-            info = _tar_info(name, found)
-            if stat.S_ISDIR(found.st_mode):
+            status = os.stat(path.name, dir_fd=parent, follow_symlinks=False)
+            info = _tar_info(name, status)
+            if stat.S_ISDIR(status.st_mode):
                 if name.count("/") > MAX_FOLDER_DEPTH:
                     raise OSError(errno.ELOOP, f"nested in more than {MAX_FOLDER_DEPTH} folders")
                 flags = os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC
@@ -129,11 +129,11 @@ def _add_path(tar: tarfile.TarFile, parent: int, path: Path, name: str) -> None:
                 stack.callback(os.close, folder)
                 children = sorted(os.listdir(folder))  # noqa: PTH208
                 tar.addfile(info)
-            elif stat.S_ISREG(found.st_mode):
+            elif stat.S_ISREG(status.st_mode):
                 file = stack.enter_context(safe_files.open_file(path.name, parent))
                 info.size = os.fstat(file.fileno()).st_size
                 tar.addfile(info, _PaddedFile(file))
-            elif stat.S_ISLNK(found.st_mode):
+            elif stat.S_ISLNK(status.st_mode):
                 info.linkname = os.readlink(path.name, dir_fd=parent)
                 tar.addfile(info)
         except FileNotFoundError:
@@ -145,13 +145,13 @@ def _add_path(tar: tarfile.TarFile, parent: int, path: Path, name: str) -> None:
             _add_path(tar, folder, path / child, f"{name}/{child}")
 
 
-def _tar_info(name: str, found: os.stat_result) -> tarfile.TarInfo:
+def _tar_info(name: str, status: os.stat_result) -> tarfile.TarInfo:
     info = tarfile.TarInfo(name)
-    info.mode, info.mtime = stat.S_IMODE(found.st_mode), found.st_mtime
-    info.uid, info.gid = found.st_uid, found.st_gid
-    if stat.S_ISDIR(found.st_mode):
+    info.mode, info.mtime = stat.S_IMODE(status.st_mode), status.st_mtime
+    info.uid, info.gid = status.st_uid, status.st_gid
+    if stat.S_ISDIR(status.st_mode):
         info.type = tarfile.DIRTYPE
-    elif stat.S_ISLNK(found.st_mode):
+    elif stat.S_ISLNK(status.st_mode):
         info.type = tarfile.SYMTYPE
     return info
 

@@ -135,11 +135,11 @@ def _check_disk(settings: Settings) -> Finding:
     while not folder.exists():
         folder = folder.parent
     free = shutil.disk_usage(folder).free
-    found = f"{free / 2**30:.1f} GiB free for {settings.data_dir}"
+    state = f"{free / 2**30:.1f} GiB free for {settings.data_dir}"
     if free >= LOW_DISK_BYTES:
-        return Finding("ok", "disk", found)
+        return Finding("ok", "disk", state)
     advice = "a full disk refuses prompts: free space, or stop the server and move the folder"
-    return Finding("BAD", "disk", found, advice)
+    return Finding("BAD", "disk", state, advice)
 
 
 def _in_own_loop(work: Coroutine[Any, Any, Described]) -> Described:
@@ -160,17 +160,17 @@ def _check_sharing(settings: Settings) -> Finding:
 def _check_database(settings: Settings) -> Finding:
     if settings.cluster_url is not None:
         try:
-            found = _in_own_loop(describe_engine(settings))
+            state = _in_own_loop(describe_engine(settings))
         except (SchemaError, DatabaseError, StartError) as error:
             return Finding("BAD", "database", str(error), "see docs/howto/cluster.md")
-        return Finding("ok", "database", found)
+        return Finding("ok", "database", state)
     path = DataDir.of(settings).database
     if not path.is_symlink() and (not path.is_file() or path.stat().st_size == 0):
         return Finding("ok", "database", "none yet; the first start creates it")
     try:
         if statements_of(path) is not None:
-            found = f"{path} is of version 0.2; the first start upgrades it"
-            return Finding("note", "database", found)
+            state = f"{path} is of version 0.2; the first start upgrades it"
+            return Finding("note", "database", state)
         version = check_file(path, len(MIGRATIONS))
     except (OSError, SchemaError, DatabaseError) as error:
         reason = str(error).removeprefix(f"{path} ")
@@ -211,21 +211,21 @@ def _check_sandbox(settings: Settings, environ: Mapping[str, str]) -> Finding:
     except SettingError as error:
         advice = "choose another level, or `auto`: see docs/explanation/security.md"
         return Finding("BAD", "sandbox", str(error), advice)
-    found = sandbox.describe().removeprefix("sandbox: ")
+    state = sandbox.describe().removeprefix("sandbox: ")
     if not sandbox.is_on:
         advice = "give each app a server of its own: see docs/explanation/security.md"
         if not sandbox.mechanism.is_chosen:
             advice = f"install bubblewrap, or use Linux 5.13 or newer; until then {advice}"
-        return Finding("note", "sandbox", found, advice)
+        return Finding("note", "sandbox", state, advice)
     try:
         results = try_escapes(sandbox.mechanism, sandbox.environ)
     except OSError as error:
-        return Finding("BAD", "sandbox", f"{found}; it cannot be tried: {error}")
+        return Finding("BAD", "sandbox", f"{state}; it cannot be tried: {error}")
     escapes = [name for name, reason in results.items() if reason is None]
     if escapes:
-        found = f"{found}; {len(escapes)} of {len(results)} attempts to escape succeeded"
-        return Finding("BAD", "sandbox", f"{found}: {', '.join(escapes)}", "report this as a bug")
-    return Finding("ok", "sandbox", f"{found}; all {len(results)} attempts to escape failed")
+        state = f"{state}; {len(escapes)} of {len(results)} attempts to escape succeeded"
+        return Finding("BAD", "sandbox", f"{state}: {', '.join(escapes)}", "report this as a bug")
+    return Finding("ok", "sandbox", f"{state}; all {len(results)} attempts to escape failed")
 
 
 def _check_keys(settings: Settings, environ: Mapping[str, str]) -> Finding | None:

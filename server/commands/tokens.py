@@ -79,16 +79,16 @@ def _chosen_options(arguments: argparse.Namespace) -> dict[str, Any]:
     Raises:
         CommandError: an argument is malformed.
     """
-    found: dict[str, Any] = {}
+    chosen: dict[str, Any] = {}
     for name, field in OPTIONS.items():
         values = getattr(arguments, name)
         if getattr(arguments, f"no_{name}", False):
-            found[field] = None
+            chosen[field] = None
         elif values and name == "scope":
-            found[field] = values
+            chosen[field] = values
         elif values:
-            found[field] = dict(_named_value(name, value) for value in values)
-    return found
+            chosen[field] = dict(_named_value(name, value) for value in values)
+    return chosen
 
 
 def _named_value(name: str, text: str) -> tuple[str, Any]:

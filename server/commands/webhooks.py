@@ -29,14 +29,14 @@ async def print_webhooks(
 ) -> None:
     async with admin.open_for_reading(settings) as queries:
         outbox = queries.outbox
-        found = [await _webhook_dict(outbox, row) for row in await outbox.webhooks()]
-    found.sort(key=lambda webhook: str(webhook["app"]))
+        webhooks = [await _webhook_dict(outbox, row) for row in await outbox.webhooks()]
+    webhooks.sort(key=lambda webhook: str(webhook["app"]))
     if arguments.json:
-        for webhook in found:
+        for webhook in webhooks:
             print(json.dumps(webhook))
         return
     cells = [("APP", "URL", "WAITING", "OLDEST", "LAST FAILURE")]
-    for webhook in found:
+    for webhook in webhooks:
         failure = webhook["last_failure"]
         shown = "-" if failure is None else f"{_minute(failure['at'])} {failure['error']}"
         oldest = "-" if webhook["oldest_at"] is None else _minute(webhook["oldest_at"])
@@ -46,15 +46,15 @@ async def print_webhooks(
 
 async def _webhook_dict(outbox: OutboxQueries, row: WebhookRow) -> dict[str, Any]:
     """A webhook without its secrets: the key, and the query of the URL."""
-    lines = await outbox.lines(row.app_name)
+    waiting = await outbox.count_deliveries(row.app_name)
     oldest = await outbox.first_deliveries(row.app_name, 1)
     failures = await outbox.failures(row.app_name)
     return {
         "app": row.app_name,
         "url": str(URL(row.url).with_query(None)),
         "events": json.loads(row.events),
-        "pending": sum(line.length for line in lines),
-        "pending_bytes": sum(line.size for line in lines),
+        "pending": sum(count.length for count in waiting),
+        "pending_bytes": sum(count.size for count in waiting),
         "oldest_at": oldest[0].at if oldest else None,
         "last_failure": _failure_dict(failures[0]) if failures else None,
     }

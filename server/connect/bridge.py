@@ -60,7 +60,7 @@ class Bridge:
             ConnectError: the connection to the server failed for good.
         """
         sender = asyncio.create_task(self._send_lines(), name="from the editor")
-        connector = asyncio.create_task(self._stay_connected(), name="to the server")
+        connector = asyncio.create_task(self._keep_connected(), name="to the server")
         ends = asyncio.create_task(self._wait_for_end(sender), name="end")
         tasks = (sender, connector, ends)
         try:
@@ -122,7 +122,7 @@ class Bridge:
 
     # From the server
 
-    async def _stay_connected(self) -> None:
+    async def _keep_connected(self) -> None:
         """Keep a connection, and pass on what the server sends.
 
         Raises:

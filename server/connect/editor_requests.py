@@ -123,5 +123,5 @@ class EditorRequests:
 
     def opening(self, session: str) -> SentRequest | None:
         """The request that is opening a session, or None."""
-        found = [sent for sent in self if sent.session == session and sent.method in OPENING]
-        return found[-1] if found else None
+        openings = [sent for sent in self if sent.session == session and sent.method in OPENING]
+        return openings[-1] if openings else None

@@ -37,8 +37,8 @@ class TooLongLine:
     """
 
     def __init__(self, start: bytes, end: bytes) -> None:
-        found = _ID_FIRST.match(start) or _ID_LAST.search(end)
-        self.id = found[1] if found is not None else b"null"
+        match = _ID_FIRST.match(start) or _ID_LAST.search(end)
+        self.id = match[1] if match is not None else b"null"
 
 
 class LineSplitter:

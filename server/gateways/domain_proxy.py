@@ -179,8 +179,8 @@ class DomainProxy:
             OSError: no address can be reached.
         """
         loop = asyncio.get_running_loop()
-        found = await loop.getaddrinfo(host, port, type=socket.SOCK_STREAM)
-        addresses = dict.fromkeys(str(entry[4][0]) for entry in found)
+        results = await loop.getaddrinfo(host, port, type=socket.SOCK_STREAM)
+        addresses = dict.fromkeys(str(entry[4][0]) for entry in results)
         failure: OSError | None = None
         for address in addresses:
             if not self._domains.allows_address(host, port, address):

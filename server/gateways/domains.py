@@ -43,5 +43,5 @@ class AllowedDomains:
         """Whether a program may connect to that address of an allowed host."""
         if (host.lower().rstrip("."), port) in self._private:
             return True
-        found = address_of(address)
-        return found is not None and is_public(found)
+        parsed = address_of(address)
+        return parsed is not None and is_public(parsed)

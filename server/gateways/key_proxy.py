@@ -10,11 +10,10 @@ from __future__ import annotations
 import asyncio
 import functools
 import logging
-import os
 import socket
 import ssl
 from collections import Counter
-from collections.abc import AsyncIterator, Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from urllib.parse import parse_qsl, urlencode, urlsplit
 
 import aiohttp
@@ -24,30 +23,28 @@ from yarl import URL
 
 from ..agents.usage import Usage
 from ..limits import decrement
-from ..reload.state import Inherited, Passed
+from ..reload.state import Inherited, PassedDescriptors
 from .connections import GatewayConnection, GatewayConnections
 from .metering import ResponseMeter
+from .provider_requests import (
+    MAX_REQUEST_BYTES,
+    limited_body,
+    operator_certificates,
+    operator_proxy,
+    path_of,
+    request_headers,
+    token_of,
+)
 from .providers import PROVIDERS, Provider, Secret, Upstream
 from .session_keys import Holder, SessionKey, SessionKeys
 from .tunnels import StopListening
 
 logger = logging.getLogger(__name__)
 
-MAX_REQUEST_BYTES = 64 << 20
 MAX_REQUESTS_PER_SESSION = 32
 MAX_PROXIED_REQUESTS = 1024
 UPSTREAM_CONNECT_SECS = 30
 KEEP_ALIVE_SECS = 30.0
-PASSED_HEADERS = frozenset(
-    {
-        *("accept", "accept-language", "content-type", "content-encoding", "user-agent"),
-        "anthropic-version",
-        *("anthropic-beta", "anthropic-dangerous-direct-browser-access", "openai-beta", "x-app"),
-        *("originator", "session_id", "session-id", "conversation_id", "thread-id", "version"),
-        *("x-goog-api-client", "x-client-request-id", "idempotency-key"),
-    }
-)
-PASSED_PREFIXES = ("x-stainless-", "x-codex-", "x-claude-", "x-gemini-")
 KEPT_BACK = frozenset(
     {
         *("connection", "keep-alive", "proxy-authenticate", "proxy-connection", "te", "trailer"),
@@ -55,7 +52,6 @@ KEPT_BACK = frozenset(
     }
 )
 """Headers of responses that are not passed on."""
-CREDENTIAL_HEADERS = ("authorization", "x-api-key", "x-goog-api-key")
 
 MaySpend = Callable[[Holder], str | None]
 """Returns why an app may not spend any more; None if it may spend."""
@@ -148,7 +144,7 @@ class KeyProxy:
     def thaw(self) -> None:
         """Do nothing."""
 
-    def pack(self, passed: Passed) -> CarriedKeyProxy | None:
+    def pack(self, passed: PassedDescriptors) -> CarriedKeyProxy | None:
         if self._listener is None:
             return None
         descriptor = passed.add(self._listener.sockets[0].fileno())
@@ -182,17 +178,17 @@ class KeyProxy:
 
     @functools.cached_property
     def _tls(self) -> ssl.SSLContext:
-        return _trust(self._environ)
+        return operator_certificates(self._environ)
 
     async def _handle(self, request: web.Request) -> web.StreamResponse:
         provider = PROVIDERS.get(request.match_info["provider"])
-        header, token = _token_of(request)
-        found = self.keys.find(token) if token else None
-        if found is None:
+        header, token = token_of(request)
+        entry = self.keys.find(token) if token else None
+        if entry is None:
             return refused_response(
                 401, "authentication_error", "the token of the session is not valid"
             )
-        key, holder = found
+        key, holder = entry
         connection = request.protocol
         if isinstance(connection, GatewayConnection) and not self._connections.identify(
             connection, key.key
@@ -201,7 +197,7 @@ class KeyProxy:
             refused.force_close()
             return refused
         upstream = key.upstreams.get(provider.name) if provider is not None else None
-        path = _path_of(request)
+        path = path_of(request)
         endpoint = provider.endpoint(request.method, path) if provider is not None else None
         if provider is None or upstream is None or endpoint is None:
             return refused_response(
@@ -244,11 +240,11 @@ class KeyProxy:
             async with self._client.request(
                 request.method,
                 URL(address, encoded=True),
-                headers=_request_headers(request, upstream, secret),
-                data=_limited(request) if request.can_read_body else None,
+                headers=request_headers(request, upstream, secret),
+                data=limited_body(request) if request.can_read_body else None,
                 allow_redirects=False,
                 ssl=self._tls if upstream.address.startswith("https:") else True,
-                proxy=_proxy_for(upstream.address, self._environ),
+                proxy=operator_proxy(upstream.address, self._environ),
             ) as response:
                 return await self._pass_back(request, response, key, holder)
         except (aiohttp.ClientError, TimeoutError) as error:
@@ -304,85 +300,5 @@ def refused_response(status: int, kind: str, message: str) -> web.Response:
     return web.json_response({"type": "error", "error": error}, status=status)
 
 
-def _token_of(request: web.Request) -> tuple[str, str]:
-    """The header with the session's token, and the token; both empty without one."""
-    for name in CREDENTIAL_HEADERS:
-        value = request.headers.get(name, "").strip()
-        if name == "authorization":
-            scheme, _, value = value.partition(" ")
-            value = value.strip() if scheme.lower() == "bearer" else ""
-        if value:
-            return name, value
-    return "x-goog-api-key", request.query.get("key", "")
-
-
-def _path_of(request: web.Request) -> str:
-    """The path at the provider, as the agent sent it: not decoded, so that nothing is hidden."""
-    if not request.raw_path.startswith("/"):
-        return ""
-    return "/" + request.raw_path.split("?", 1)[0].lstrip("/").partition("/")[2]
-
-
-def _request_headers(request: web.Request, upstream: Upstream, secret: Secret) -> dict[str, str]:
-    headers: dict[str, str] = {}
-    for name, value in request.headers.items():
-        lower = name.lower()
-        if lower in PASSED_HEADERS or lower.startswith(PASSED_PREFIXES):
-            headers[lower] = f"{headers[lower]},{value}" if lower in headers else value
-    if secret.beta is not None and secret.beta not in headers.get("anthropic-beta", ""):
-        known = headers.get("anthropic-beta")
-        headers["anthropic-beta"] = f"{known},{secret.beta}" if known else secret.beta
-    headers |= {name.lower(): value for name, value in upstream.headers}
-    if not any(name in headers for name in CREDENTIAL_HEADERS):
-        headers[secret.header] = secret.value
-    headers["accept-encoding"] = "identity"  # the usage must be readable
-    if request.content_length is not None and request.can_read_body:
-        headers["content-length"] = str(request.content_length)
-    return headers
-
-
-async def _limited(request: web.Request) -> AsyncIterator[bytes]:
-    """The body as it arrives.
-
-    Raises:
-        web.HTTPException: it is too large.
-    """
-    size = 0
-    async for piece in request.content.iter_any():
-        size += len(piece)
-        if size > MAX_REQUEST_BYTES:
-            raise web.HTTPRequestEntityTooLarge(MAX_REQUEST_BYTES, size)
-        yield piece
-
-
 def _printable(reason: str | None) -> str | None:
     return reason if reason is not None and reason.isprintable() else None
-
-
-def _proxy_for(address: str, environ: Mapping[str, str]) -> str | None:
-    """The operator's own proxy for that address."""
-    parts = urlsplit(address)
-    names = (f"{parts.scheme}_proxy", f"{parts.scheme.upper()}_PROXY", "all_proxy", "ALL_PROXY")
-    found = next(filter(None, (environ.get(name) for name in names)), None)
-    if found is None or not found.startswith(("http://", "https://")):
-        return None
-    excluded = (environ.get("no_proxy") or environ.get("NO_PROXY") or "").split(",")
-    suffixes = [name.strip().partition(":")[0].lstrip("*.").lower() for name in excluded]
-    host = parts.hostname or ""
-    is_excluded = "*" in map(str.strip, excluded) or any(
-        host == name or host.endswith(f".{name}") for name in suffixes if name
-    )
-    return None if is_excluded else found
-
-
-def _trust(environ: Mapping[str, str]) -> ssl.SSLContext:
-    """The certificates that the operator set for agents, in addition to the system's."""
-    context = ssl.create_default_context()
-    for name in ("SSL_CERT_FILE", "NODE_EXTRA_CA_CERTS", "REQUESTS_CA_BUNDLE"):
-        file = environ.get(name, "")
-        if file and os.path.isfile(file):  # noqa: PTH113
-            try:
-                context.load_verify_locations(cafile=file)
-            except (OSError, ssl.SSLError) as error:
-                logger.warning("%s: the certificates cannot be read: %s", name, error)
-    return context

@@ -22,7 +22,7 @@ class ResponseMeter:
     def __init__(self, *, is_stream: bool) -> None:
         self._is_stream = is_stream
         self._rest = b""
-        self._found: dict[str, Any] = {}
+        self._counts: dict[str, Any] = {}
         self._counted = Usage()
         self._is_too_long = False
         self._has_new = False
@@ -43,19 +43,19 @@ class ResponseMeter:
 
     def _read_line(self, line: bytes) -> None:
         if line.startswith(b"data:") and (b'"usage' in line):  # also Gemini's "usageMetadata"
-            self._note(parse_message(line[5:].strip()))
+            self._note_usage(parse_message(line[5:].strip()))
 
-    def _note(self, message: Mapping[str, Any] | None) -> None:
+    def _note_usage(self, message: Mapping[str, Any] | None) -> None:
         for holder in (message, _object_at(message, "message"), _object_at(message, "response")):
             for name in ("usage", "usageMetadata"):
-                if (found := _object_at(holder, name)) is not None:
-                    self._found.update(found)
+                if (counts := _object_at(holder, name)) is not None:
+                    self._counts.update(counts)
                     self._has_new = True
 
     def complete(self) -> None:
         """Note that the response is complete."""
         if not self._is_stream and self._rest:
-            self._note(parse_message(self._rest))
+            self._note_usage(parse_message(self._rest))
             self._rest = b""
 
     def take(self) -> Usage | None:
@@ -63,7 +63,7 @@ class ResponseMeter:
         if not self._has_new:
             return None
         self._has_new = False
-        usage, before = _usage_of(self._found), self._counted
+        usage, before = _usage_of(self._counts), self._counted
         self._counted = usage
         return usage.minus(before)
 
@@ -73,42 +73,42 @@ def _object_at(holder: Any, name: str) -> dict[str, Any] | None:
     return value if isinstance(value, dict) else None
 
 
-def _usage_of(found: Mapping[str, Any]) -> Usage:
+def _usage_of(counts: Mapping[str, Any]) -> Usage:
     """The usage in the form of one of the providers. Input does not include cached tokens."""
-    if "promptTokenCount" in found:
-        cached = tokens_in(found, "cachedContentTokenCount")
-        thoughts = tokens_in(found, "thoughtsTokenCount")
+    if "promptTokenCount" in counts:
+        cached = tokens_in(counts, "cachedContentTokenCount")
+        thoughts = tokens_in(counts, "thoughtsTokenCount")
         return Usage(
-            input_tokens=_minus(tokens_in(found, "promptTokenCount"), cached),
-            output_tokens=_plus(tokens_in(found, "candidatesTokenCount"), thoughts),
+            input_tokens=_minus(tokens_in(counts, "promptTokenCount"), cached),
+            output_tokens=_plus(tokens_in(counts, "candidatesTokenCount"), thoughts),
             cached_read_tokens=cached,
             thought_tokens=thoughts,
         )
-    details = _object_at(found, "input_tokens_details") or _object_at(
-        found, "prompt_tokens_details"
+    details = _object_at(counts, "input_tokens_details") or _object_at(
+        counts, "prompt_tokens_details"
     )
-    if details is not None or "prompt_tokens" in found:
+    if details is not None or "prompt_tokens" in counts:
         cached = tokens_in(details or {}, "cached_tokens")
-        out = _object_at(found, "output_tokens_details") or _object_at(
-            found, "completion_tokens_details"
+        out = _object_at(counts, "output_tokens_details") or _object_at(
+            counts, "completion_tokens_details"
         )
-        given = _first_count(found, "input_tokens", "prompt_tokens")
+        given = _first_count(counts, "input_tokens", "prompt_tokens")
         return Usage(
             input_tokens=_minus(given, cached),
-            output_tokens=_first_count(found, "output_tokens", "completion_tokens"),
+            output_tokens=_first_count(counts, "output_tokens", "completion_tokens"),
             cached_read_tokens=cached,
             thought_tokens=tokens_in(out or {}, "reasoning_tokens"),
         )
     return Usage(
-        input_tokens=tokens_in(found, "input_tokens"),
-        output_tokens=tokens_in(found, "output_tokens"),
-        cached_read_tokens=tokens_in(found, "cache_read_input_tokens"),
-        cached_write_tokens=tokens_in(found, "cache_creation_input_tokens"),
+        input_tokens=tokens_in(counts, "input_tokens"),
+        output_tokens=tokens_in(counts, "output_tokens"),
+        cached_read_tokens=tokens_in(counts, "cache_read_input_tokens"),
+        cached_write_tokens=tokens_in(counts, "cache_creation_input_tokens"),
     )
 
 
-def _first_count(found: Mapping[str, Any], *names: str) -> Any:
-    return next((tokens_in(found, name) for name in names if name in found), tokens_in({}, ""))
+def _first_count(counts: Mapping[str, Any], *names: str) -> Any:
+    return next((tokens_in(counts, name) for name in names if name in counts), tokens_in({}, ""))
 
 
 def _minus(count: Any, other: Any) -> Any:

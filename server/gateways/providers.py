@@ -94,11 +94,11 @@ class Provider(msgspec.Struct, frozen=True):
 
 
 def _patterns(*texts: str) -> tuple[tuple[str, re.Pattern[str]], ...]:
-    found = []
+    patterns = []
     for text in texts:
         method, path = text.split(" ", 1)
-        found.append((method, re.compile(path.replace("NAME", MODEL_NAME))))
-    return tuple(found)
+        patterns.append((method, re.compile(path.replace("NAME", MODEL_NAME))))
+    return tuple(patterns)
 
 
 ANTHROPIC = Provider(
@@ -230,9 +230,9 @@ def is_set(value: str) -> bool:
 
 def _parse_headers(text: str) -> tuple[tuple[str, str], ...]:
     """The headers of a text with one ``Name: value`` on each line."""
-    found = []
+    headers = []
     for line in text.splitlines():
         name, colon, value = line.partition(":")
         if colon and re.fullmatch(r"[A-Za-z0-9-]+", name.strip()):
-            found.append((name.strip(), value.strip()))
-    return tuple(found)
+            headers.append((name.strip(), value.strip()))
+    return tuple(headers)

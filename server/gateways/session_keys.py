@@ -158,13 +158,13 @@ class SessionKeys:
     def _key_of(self, spec: SandboxSpec) -> SessionKey:
         """The key of a session, which is made at the first start of its agent."""
         with self._making:
-            found = self._by_key.get(spec.key)
-            if found is None:
+            key = self._by_key.get(spec.key)
+            if key is None:
                 token = SESSION_KEY_PREFIX + secrets.token_urlsafe(32)
-                found = SessionKey(spec.key, token, spec.owner, time.monotonic())
-                self._by_key[spec.key] = self._by_digest[_digest(token)] = found
-        found.owner, found.made_at = spec.owner, time.monotonic()
-        return found
+                key = SessionKey(spec.key, token, spec.owner, time.monotonic())
+                self._by_key[spec.key] = self._by_digest[_digest(token)] = key
+        key.owner, key.made_at = spec.owner, time.monotonic()
+        return key
 
     def _upstream_of(
         self,
@@ -209,13 +209,13 @@ class SessionKeys:
 
     def _codex_environ(self) -> dict[str, str]:
         """The login and the address in the operator's configuration of codex, as variables."""
-        found = {}
+        environ = {}
         stored = _json(self._read(CODEX_AUTH)) or {}
         if has_only_api_key(stored):
-            found["OPENAI_API_KEY"] = stored["OPENAI_API_KEY"]
+            environ["OPENAI_API_KEY"] = stored["OPENAI_API_KEY"]
         if address := _codex_address(self._codex_config()):
-            found["OPENAI_BASE_URL"] = address
-        return found
+            environ["OPENAI_BASE_URL"] = address
+        return environ
 
     def _codex_config(self) -> dict[str, Any]:
         try:
@@ -284,14 +284,14 @@ class SessionKeys:
 
     def find_key(self, token: str) -> str | None:
         """The key of the session with that token; None if it has ended."""
-        found = self.find(token)
-        return found[0].key if found is not None else None
+        entry = self.find(token)
+        return entry[0].key if entry is not None else None
 
     def find(self, token: str) -> tuple[SessionKey, Holder] | None:
         """The session of a token, if it may use the proxy; None if it has ended."""
-        found = self._by_digest.get(_digest(token))
-        holder = self._holder_of(found) if found is not None else None
-        return (found, holder) if found is not None and holder is not None else None
+        key = self._by_digest.get(_digest(token))
+        holder = self._holder_of(key) if key is not None else None
+        return (key, holder) if key is not None and holder is not None else None
 
     def _holder_of(self, key: SessionKey) -> Holder | None:
         holder = self.find_holder(key.key)
@@ -309,9 +309,9 @@ class SessionKeys:
 
     def forget(self, key: str) -> None:
         """Forget the token of a session, if it has one."""
-        found = self._by_key.pop(key, None)
-        if found is not None:
-            del self._by_digest[_digest(found.token)]
+        session_key = self._by_key.pop(key, None)
+        if session_key is not None:
+            del self._by_digest[_digest(session_key.token)]
 
 
 def _digest(token: str) -> bytes:

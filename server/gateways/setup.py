@@ -86,7 +86,7 @@ class Gateways:
             SettingError: the level that the settings name does not work on this machine.
             OSError: a port cannot be opened.
         """
-        known = inherited.found(Machine) if inherited is not None else None
+        known = inherited.trial_result(Machine) if inherited is not None else None
         withheld = withheld_names(agent_environ, settings.agent_env)
         sandbox = await asyncio.to_thread(
             make_sandbox, settings, environ, agent_environ, known, withheld
@@ -139,7 +139,7 @@ class Gateways:
         """Let the sessions and runs of the server use the gateways."""
 
         def find_holder(key: str) -> Holder | None:
-            session = sessions.loaded(key)
+            session = sessions.memory.get(key)
             if session is not None:
                 is_ended = session.is_closed or not session.agent.is_live
                 is_running = session.state_name == "running"
@@ -151,7 +151,7 @@ class Gateways:
             return Holder("", is_working=False) if is_prewarmed else None
 
         def count(key: str, _: str, usage: Usage) -> None:
-            session = sessions.loaded(key)
+            session = sessions.memory.get(key)
             if session is None or session.state_name == "running":
                 sessions.accounts.proxied.add(key, usage)
             else:

@@ -1,7 +1,7 @@
 """The deliveries of one app in memory: only their numbers and times, not their content.
 
-The deliveries of one session form a line. The first one of a line is attempted, the others follow
-once it is done, so that the receiver gets them in order. Lines do not wait for each other.
+The first delivery of a session is attempted, and the others of this session follow once it is done,
+so that the receiver gets them in order. Sessions do not wait for each other.
 """
 
 from __future__ import annotations
@@ -20,8 +20,8 @@ from ..tasks import Tasks
 _order = itertools.count()
 
 
-class DeliveryLine:
-    """The deliveries of one session.
+class SessionDeliveries:
+    """The deliveries of one session, which are attempted in their order.
 
     Attributes:
         session_id: empty for deliveries that are about no session.
@@ -70,8 +70,8 @@ class DeliveryQueue:
         self.dropped = 0
         self.dropped_at = 0.0
         self.tasks = Tasks()
-        self._lines: dict[str, DeliveryLine] = {}
-        self._due: list[tuple[float, int, DeliveryLine]] = []
+        self._by_session: dict[str, SessionDeliveries] = {}
+        self._due: list[tuple[float, int, SessionDeliveries]] = []
 
     @property
     def app_name(self) -> str:
@@ -90,56 +90,56 @@ class DeliveryQueue:
         self.failed_since = None
         self.retry_now(0.0)
 
-    def load(self, line: DeliveryLine) -> None:
-        """Add a line that is stored."""
-        self.length += line.length
-        self.size += line.size
-        self._lines[line.session_id] = line
-        line.is_stored = True
-        self.schedule(line, line.next_at)
+    def load(self, deliveries: SessionDeliveries) -> None:
+        """Add deliveries that are stored."""
+        self.length += deliveries.length
+        self.size += deliveries.size
+        self._by_session[deliveries.session_id] = deliveries
+        deliveries.is_stored = True
+        self.schedule(deliveries, deliveries.next_at)
 
-    def append(self, session_id: str, size: int) -> DeliveryLine:
+    def append(self, session_id: str, size: int) -> SessionDeliveries:
         """Count one more delivery of a session, which is about to be stored."""
-        line = self._lines.get(session_id)
-        if line is None:
-            line = self._lines[session_id] = DeliveryLine(session_id)
-        line.length += 1
-        line.size += size
+        deliveries = self._by_session.get(session_id)
+        if deliveries is None:
+            deliveries = self._by_session[session_id] = SessionDeliveries(session_id)
+        deliveries.length += 1
+        deliveries.size += size
         self.length += 1
         self.size += size
-        return line
+        return deliveries
 
-    def remove(self, line: DeliveryLine, count: int, size: int) -> None:
+    def remove(self, deliveries: SessionDeliveries, count: int, size: int) -> None:
         """Stop counting deliveries. Those of a node that was taken over were never counted."""
-        count, size = min(count, line.length), min(size, line.size)
-        line.length -= count
-        line.size -= size
+        count, size = min(count, deliveries.length), min(size, deliveries.size)
+        deliveries.length -= count
+        deliveries.size -= size
         self.length -= count
         self.size -= size
-        if line.length <= 0:
-            self._lines.pop(line.session_id, None)
+        if deliveries.length <= 0:
+            self._by_session.pop(deliveries.session_id, None)
 
-    def resize(self, line: DeliveryLine, length: int, size: int) -> None:
-        """Correct a line after deliveries were deleted.
+    def resize(self, deliveries: SessionDeliveries, length: int, size: int) -> None:
+        """Correct the counts after deliveries were deleted.
 
         Args:
-            size: bytes of its fields that are left.
+            length, size: of the deliveries that are left.
         """
-        self.remove(line, line.length - length, line.size - size)
+        self.remove(deliveries, deliveries.length - length, deliveries.size - size)
 
-    def line_of(self, session_id: str) -> DeliveryLine | None:
-        return self._lines.get(session_id)
+    def of_session(self, session_id: str) -> SessionDeliveries | None:
+        return self._by_session.get(session_id)
 
-    def schedule(self, line: DeliveryLine, next_at: float) -> None:
-        """Set the time of the next attempt of a line."""
-        line.next_at = next_at
-        heapq.heappush(self._due, (next_at, next(_order), line))
+    def schedule(self, deliveries: SessionDeliveries, next_at: float) -> None:
+        """Set the time of the next attempt."""
+        deliveries.next_at = next_at
+        heapq.heappush(self._due, (next_at, next(_order), deliveries))
 
     def retry_now(self, now: float) -> None:
-        """Attempt all lines that wait for a later time."""
-        for line in self._lines.values():
-            if line.next_at > now and not line.is_busy and line.is_stored:
-                self.schedule(line, now)
+        """Attempt the deliveries that wait for a later time."""
+        for deliveries in self._by_session.values():
+            if deliveries.next_at > now and not deliveries.is_busy and deliveries.is_stored:
+                self.schedule(deliveries, now)
 
     @property
     def next_at(self) -> float | None:
@@ -148,15 +148,15 @@ class DeliveryQueue:
             heapq.heappop(self._due)
         return self._due[0][0] if self._due else None
 
-    def take(self, now: float) -> DeliveryLine | None:
-        """Return a line whose next attempt is due, and mark it as busy."""
+    def take(self, now: float) -> SessionDeliveries | None:
+        """Return deliveries whose next attempt is due, and mark them as busy."""
         next_at = self.next_at
         if next_at is None or next_at > now:
             return None
-        line = heapq.heappop(self._due)[2]
-        line.is_busy = True
-        return line
+        deliveries = heapq.heappop(self._due)[2]
+        deliveries.is_busy = True
+        return deliveries
 
-    def _is_valid(self, next_at: float, order: int, line: DeliveryLine) -> bool:
-        is_current = self._lines.get(line.session_id) is line
-        return is_current and line.next_at == next_at and not line.is_busy
+    def _is_valid(self, next_at: float, order: int, deliveries: SessionDeliveries) -> bool:
+        is_current = self._by_session.get(deliveries.session_id) is deliveries
+        return is_current and deliveries.next_at == next_at and not deliveries.is_busy

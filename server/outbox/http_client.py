@@ -111,10 +111,10 @@ class OutboundClient:
             return
         try:
             async with asyncio.timeout(self._timeout):
-                found = await self._lookup(url.raw_host or "", url.port or 0)
+                addresses = await self._lookup(url.raw_host or "", url.port or 0)
         except (OSError, TimeoutError):
             return  # perhaps later
-        self._check_addresses(url, found)
+        self._check_addresses(url, addresses)
 
     async def post(self, url: URL, headers: Mapping[str, str], body: bytes) -> HttpResponse:
         """Send a POST request to an address that :meth:`check_url` has returned.
@@ -174,9 +174,9 @@ class OutboundClient:
             )
         return session
 
-    def _check_addresses(self, url: URL, found: Sequence[Address]) -> None:
+    def _check_addresses(self, url: URL, addresses: Sequence[Address]) -> None:
         host, port = _named_host(url)
-        for address in found:
+        for address in addresses:
             if not self._hosts.allows(host, address, port):
                 raise ValueError(
                     "the host has a private address, which the operator has not allowed"
@@ -191,12 +191,12 @@ class OutboundClient:
         Raises:
             OSError: it has none; :class:`RefusedAddressError` if one is not allowed.
         """
-        found = await self._lookup(host, port)
+        addresses = await self._lookup(host, port)
         try:
-            self._check_addresses(URL.build(scheme=scheme, host=host, port=port), found)
+            self._check_addresses(URL.build(scheme=scheme, host=host, port=port), addresses)
         except ValueError as error:
             raise RefusedAddressError(str(error)) from None
-        return found
+        return addresses
 
 
 class _CheckedResolver(AbstractResolver):
@@ -243,8 +243,8 @@ class _SystemLookup:
         if task is None:
             task = self._running[host] = asyncio.create_task(self._look_up(host), name="lookup")
             task.add_done_callback(functools.partial(self._finish, host))
-        found = await asyncio.shield(task)
-        texts = dict.fromkeys(str(sockaddr[0]) for *_, sockaddr in found)
+        results = await asyncio.shield(task)
+        texts = dict.fromkeys(str(sockaddr[0]) for *_, sockaddr in results)
         return [address for text in texts if (address := address_of(text)) is not None]
 
     def cancel(self) -> None:
@@ -261,25 +261,25 @@ class _SystemLookup:
         loop = asyncio.get_running_loop()
         done: asyncio.Future[list[Any]] = loop.create_future()
 
-        def report(found: list[Any], error: OSError | None) -> None:
+        def report(results: list[Any], error: OSError | None) -> None:
             if done.done():
                 return
             if error is not None:
                 done.set_exception(error)
             else:
-                done.set_result(found)
+                done.set_result(results)
 
         def look_up() -> None:
-            found: list[Any] = []
+            results: list[Any] = []
             failure: OSError | None = None
             try:
-                found = socket.getaddrinfo(host, None, type=socket.SOCK_STREAM)
+                results = socket.getaddrinfo(host, None, type=socket.SOCK_STREAM)
             except OSError as error:
                 failure = error
             except UnicodeError:
                 failure = socket.gaierror(socket.EAI_NONAME, "not a host")
             with contextlib.suppress(RuntimeError):  # the loop is closed
-                loop.call_soon_threadsafe(report, found, failure)
+                loop.call_soon_threadsafe(report, results, failure)
 
         async with self._threads:
             threading.Thread(target=look_up, name="lookup", daemon=True).start()

@@ -116,7 +116,7 @@ class AlertOutbox:
         is_shared = database.engine == "postgresql"
         await outbox.sender.load(is_shared=is_shared)
         if not is_shared:
-            await outbox.push.take_up()
+            await outbox.push.send_unsent()
         return outbox
 
     async def adopt(self, number: int) -> None:
@@ -126,13 +126,13 @@ class AlertOutbox:
             number: of this node.
         """
         await self.sender.adopt(number)
-        await self.push.take_up(number)
+        await self.push.send_unsent(number)
 
     def connect(self, sessions: SessionRegistry) -> None:
         """Receive the alerts of the sessions from now on."""
 
         async def head_of(session_id: str) -> int | None:
-            if (session := sessions.loaded(session_id)) is not None:
+            if (session := sessions.memory.get(session_id)) is not None:
                 return session.log.head
             row = await self._queries.session(session_id)
             return None if row is None else await self._queries.log_head(row.n)

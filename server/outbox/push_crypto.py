@@ -93,8 +93,8 @@ def encrypt(
     if len(message) > MAX_PUSH_BYTES:
         raise ValueError("the message is too long")
     salt = salt or os.urandom(16)
-    private = _pair(sender or new_private_key())
-    sent = _point(private)
+    private = _key_pair(sender or new_private_key())
+    sent = _public_point(private)
     shared = private.exchange(
         ec.ECDH(), ec.EllipticCurvePublicKey.from_encoded_point(ec.SECP256R1(), receiver)
     )
@@ -121,7 +121,7 @@ class ServerIdentity:
     @property
     def public_key(self) -> str:
         """The public key as ``applicationServerKey``."""
-        return base64url(_point(_pair(self._private_key)))
+        return base64url(_public_point(_key_pair(self._private_key)))
 
     def authorization(self, origin: str, now: float) -> str:
         """The header ``Authorization`` for a push service.
@@ -150,18 +150,18 @@ class ServerIdentity:
             claims["sub"] = self._contact
         parts = ({"typ": "JWT", "alg": "ES256"}, claims)
         signed = ".".join(base64url(dumps(part)) for part in parts)
-        der = _pair(self._private_key).sign(signed.encode(), ec.ECDSA(hashes.SHA256()))
+        der = _key_pair(self._private_key).sign(signed.encode(), ec.ECDSA(hashes.SHA256()))
         r, s = decode_dss_signature(der)
         return f"{signed}.{base64url(r.to_bytes(32, 'big') + s.to_bytes(32, 'big'))}"
 
 
-def _pair(private_key: bytes) -> ec.EllipticCurvePrivateKey:
+def _key_pair(private_key: bytes) -> ec.EllipticCurvePrivateKey:
     from cryptography.hazmat.primitives.asymmetric import ec
 
     return ec.derive_private_key(int.from_bytes(private_key, "big"), ec.SECP256R1())
 
 
-def _point(private: ec.EllipticCurvePrivateKey) -> bytes:
+def _public_point(private: ec.EllipticCurvePrivateKey) -> bytes:
     from cryptography.hazmat.primitives.serialization import Encoding, PublicFormat
 
     return private.public_key().public_bytes(Encoding.X962, PublicFormat.UncompressedPoint)

@@ -99,7 +99,7 @@ def _shown_body(alert: Alert) -> str:
 def _pushed_options(request: Mapping[str, Any]) -> list[dict[str, str]]:
     """The options of a permission request, as ACP names their fields."""
     offered = request.get("options")
-    found = []
+    options = []
     for option in offered if isinstance(offered, list) else ():
         option_id = option.get("optionId") if isinstance(option, dict) else None
         if not isinstance(option_id, str):
@@ -109,8 +109,8 @@ def _pushed_options(request: Mapping[str, Any]) -> list[dict[str, str]]:
             for name in ("name", "kind")
             if isinstance(option.get(name), str)
         }
-        found.append({"optionId": option_id, **shown})
-    return found[:MAX_PUSHED_OPTIONS]
+        options.append({"optionId": option_id, **shown})
+    return options[:MAX_PUSHED_OPTIONS]
 
 
 def _short(text: str, length: int) -> str:

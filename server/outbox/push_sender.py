@@ -70,7 +70,7 @@ class PushSender:
         self._ttl_secs = ttl_secs
         self._waiting: dict[str, deque[PushMessageRow]] = {}
         self._known: set[str] = set()  # ids of the messages that wait or are being sent
-        self._done: set[str] | None = None  # during :meth:`take_up`
+        self._done: set[str] | None = None  # during :meth:`send_unsent`
         self._workers: dict[str, asyncio.Task[None]] = {}
         self._requests = asyncio.Semaphore(MAX_REQUESTS)
         self._requests_of_app = Semaphores(MAX_REQUESTS_PER_APP)
@@ -90,7 +90,7 @@ class PushSender:
                 self._writer.add([stored.insert_push_message(message)])
                 self._append(row, message)
 
-    async def take_up(self, node: int | None = None) -> None:
+    async def send_unsent(self, node: int | None = None) -> None:
         """Send what an ended server has left.
 
         Args:

@@ -112,7 +112,7 @@ class PushSubscriptions:
             raise bad_request(f"keys.auth: must have {AUTH_BYTES} bytes")
         async with self._changing:
             credential.check()
-            known = self._known(app_name, endpoint)
+            known = self._find_endpoint(app_name, endpoint)
             if known is None and len(self._by_app.get(app_name, {})) >= self._max_per_app:
                 message = f"an app has at most {self._max_per_app} push subscriptions: delete one"
                 raise Error(ErrorCode.RATE_LIMITED, message)
@@ -162,7 +162,7 @@ class PushSubscriptions:
         for row in self.of(app_name):
             self._drop(row)
 
-    def _known(self, app_name: str, endpoint: str) -> SubscriptionRow | None:
+    def _find_endpoint(self, app_name: str, endpoint: str) -> SubscriptionRow | None:
         return next((row for row in self.of(app_name) if row.endpoint == endpoint), None)
 
     def _add(self, row: SubscriptionRow) -> None:

@@ -19,7 +19,7 @@ from ..sessions.alerts import Alert, AlertKind
 from ..storage import outbox as stored
 from ..storage.outbox import DeliveryFailureRow, DeliveryRow, OutboxQueries, WebhookRow
 from ..storage.writer import DatabaseWriter
-from .delivery_queue import DeliveryLine, DeliveryQueue
+from .delivery_queue import DeliveryQueue, SessionDeliveries
 from .http_client import HttpResponse, OutboundClient, RequestError
 from .signatures import signed_headers
 from .webhook_delivery import (
@@ -76,7 +76,7 @@ class WebhookSender:
         self._clock = clock
         self._requests = 0
         self._pace = RequestPace(limits.requests_per_sec)
-        self._new: list[tuple[DeliveryQueue, DeliveryLine]] = []
+        self._new: list[tuple[DeliveryQueue, SessionDeliveries]] = []
         self._work = asyncio.Event()
 
     # Alerts
@@ -108,9 +108,9 @@ class WebhookSender:
             self._drop(queue, row)
             return
         self._writer.add([stored.insert_delivery(row)])
-        line = queue.append(row.session_id, size)
-        if not line.is_stored:
-            self._new.append((queue, line))
+        deliveries = queue.append(row.session_id, size)
+        if not deliveries.is_stored:
+            self._new.append((queue, deliveries))
             self._work.set()
 
     def _drop(self, queue: DeliveryQueue, row: DeliveryRow) -> None:
@@ -136,9 +136,9 @@ class WebhookSender:
             self.queues[webhook.app_name] = DeliveryQueue(webhook)
         if is_shared:
             return
-        for line in await self._queries.lines():
-            if (queue := self.queues.get(line.app_name)) is not None:
-                queue.load(DeliveryLine(*line[1:]))
+        for row in await self._queries.count_deliveries():
+            if (queue := self.queues.get(row.app_name)) is not None:
+                queue.load(SessionDeliveries(*row[1:]))
 
     async def adopt(self, number: int) -> None:
         """Send also what this node of a cluster has adopted from others.
@@ -147,10 +147,10 @@ class WebhookSender:
             number: of this node.
         """
         await self._writer.commit(())  # what is done here already is deleted
-        for line in await self._queries.lines_of_node(number):
-            queue = self.queues.get(line.app_name)
-            if queue is not None and queue.line_of(line.session_id) is None:
-                queue.load(DeliveryLine(*line[1:]))
+        for row in await self._queries.count_deliveries_of_node(number):
+            queue = self.queues.get(row.app_name)
+            if queue is not None and queue.of_session(row.session_id) is None:
+                queue.load(SessionDeliveries(*row[1:]))
                 self._work.set()
 
     def set_webhook(self, webhook: WebhookRow) -> DeliveryQueue:
@@ -173,15 +173,16 @@ class WebhookSender:
         """Delete what a purged session's agent has asked, before it is sent."""
         await self._writer.commit([stored.delete_requests_of(app_name, session_id)])
         queue = self.queues.get(app_name)
-        line = queue.line_of(session_id) if queue is not None else None
-        if queue is None or line is None:
+        deliveries = queue.of_session(session_id) if queue is not None else None
+        if queue is None or deliveries is None:
             return
-        found = [
-            stored
-            for stored in await self._queries.lines(app_name)
-            if stored.session_id == session_id
+        rows = [
+            row
+            for row in await self._queries.count_deliveries(app_name)
+            if row.session_id == session_id
         ]
-        queue.resize(line, found[0].length if found else 0, found[0].size if found else 0)
+        length, size = (rows[0].length, rows[0].size) if rows else (0, 0)
+        queue.resize(deliveries, length, size)
 
     def stop(self) -> None:
         """End the running requests. They are repeated by the next server."""
@@ -216,7 +217,7 @@ class WebhookSender:
         self._work.clear()
 
     async def _reach_new(self) -> None:
-        """Schedule the lines whose first delivery was added, once it is stored."""
+        """Schedule the sessions whose first delivery was added, once it is stored."""
         new, self._new = self._new, []
         try:
             await self._writer.commit(())
@@ -225,16 +226,16 @@ class WebhookSender:
             self._work.set()
             await asyncio.sleep(POLL_SECS)
             return
-        for queue, line in new:
-            if not line.is_stored and queue.line_of(line.session_id) is line:
-                line.is_stored = True
-                queue.schedule(line, self._clock())
+        for queue, deliveries in new:
+            if not deliveries.is_stored and queue.of_session(deliveries.session_id) is deliveries:
+                deliveries.is_stored = True
+                queue.schedule(deliveries, self._clock())
 
     def _has_capacity(self, queue: DeliveryQueue) -> bool:
         return queue.requests < (1 if queue.has_no_connection else self._limits.requests_per_app)
 
     def _start_due(self) -> None:
-        """Start the attempts that are due: of one line of each app, then of the next lines."""
+        """Start the attempts that are due: of one session of each app, then of the next ones."""
         now = self._clock()
         has_started = True
         while has_started:
@@ -242,19 +243,19 @@ class WebhookSender:
             for app_name, queue in tuple(self.queues.items()):
                 if self._requests >= self._limits.requests:
                     return
-                if self._has_capacity(queue) and (line := queue.take(now)) is not None:
+                if self._has_capacity(queue) and (deliveries := queue.take(now)) is not None:
                     self._requests += 1
                     queue.requests += 1
-                    queue.tasks.spawn(self._send_line(queue, line), "webhook")
+                    queue.tasks.spawn(self._send_first(queue, deliveries), "webhook")
                     self.queues.move_to_end(app_name)
                     has_started = True
 
-    async def _send_line(self, queue: DeliveryQueue, line: DeliveryLine) -> None:
-        """Send the first deliveries of a line, until one fails."""
+    async def _send_first(self, queue: DeliveryQueue, deliveries: SessionDeliveries) -> None:
+        """Send the first deliveries of a session, until one fails."""
         next_at = self._clock()
         try:
-            for row in await self._first_rows(queue, line):
-                if (postponed := await self._attempt(queue, line, row)) is not None:
+            for row in await self._first_rows(queue, deliveries):
+                if (postponed := await self._attempt(queue, deliveries, row)) is not None:
                     next_at = postponed
                     break
             await self._writer.commit(())  # so that these rows are not read again
@@ -263,25 +264,27 @@ class WebhookSender:
         finally:
             self._requests -= 1
             queue.requests -= 1
-            line.is_busy = False
-            if queue.line_of(line.session_id) is line:
-                queue.schedule(line, next_at)
+            deliveries.is_busy = False
+            if queue.of_session(deliveries.session_id) is deliveries:
+                queue.schedule(deliveries, next_at)
             self._work.set()
 
-    async def _first_rows(self, queue: DeliveryQueue, line: DeliveryLine) -> list[DeliveryRow]:
-        """Read the first deliveries of a line."""
+    async def _first_rows(
+        self, queue: DeliveryQueue, deliveries: SessionDeliveries
+    ) -> list[DeliveryRow]:
+        """Read the first deliveries of a session."""
         read = self._queries.deliveries
-        if rows := await read(queue.app_name, line.session_id, BATCH):
+        if rows := await read(queue.app_name, deliveries.session_id, BATCH):
             return rows
-        length, size = line.length, line.size
+        length, size = deliveries.length, deliveries.size
         await self._writer.commit(())  # they may have been added just now
-        rows = await read(queue.app_name, line.session_id, BATCH)
+        rows = await read(queue.app_name, deliveries.session_id, BATCH)
         if not rows:
-            queue.remove(line, length, size)
+            queue.remove(deliveries, length, size)
         return rows
 
     async def _attempt(
-        self, queue: DeliveryQueue, line: DeliveryLine, row: DeliveryRow
+        self, queue: DeliveryQueue, deliveries: SessionDeliveries, row: DeliveryRow
     ) -> float | None:
         """Send a delivery.
 
@@ -290,7 +293,7 @@ class WebhookSender:
         """
         if self._clock() - row.at >= self._limits.max_age_secs:
             self._record(queue, row, None, "too old", row.attempts or None)
-            self._finish(queue, line, row)
+            self._finish(queue, deliveries, row)
             return None
         await self._pace.wait()
         status, error, retry_after = None, "", None
@@ -305,7 +308,7 @@ class WebhookSender:
         if status is not None and 200 <= status < 300:
             self.counts["accepted"] += 1
             self._note_success(queue, now)
-            self._finish(queue, line, row)
+            self._finish(queue, deliveries, row)
             return None
         self.counts["failed"] += 1
         if queue.failed_since is None:
@@ -315,7 +318,7 @@ class WebhookSender:
         error = error or f"the receiver answered {status}"
         self._record(queue, row, status, error, attempts, is_last=is_last)
         if is_last:
-            self._finish(queue, line, row)
+            self._finish(queue, deliveries, row)
             return None
         next_at = min(now + retry_pause(attempts, retry_after), row.at + self._limits.max_age_secs)
         self._writer.add([stored.postpone_delivery(row.n, attempts, next_at)])
@@ -331,11 +334,13 @@ class WebhookSender:
         headers = signed_headers(webhook.secret, row.id, int(self._clock()), body)
         return await self._client.post(url, {"Content-Type": "application/json", **headers}, body)
 
-    def _finish(self, queue: DeliveryQueue, line: DeliveryLine, row: DeliveryRow) -> None:
+    def _finish(
+        self, queue: DeliveryQueue, deliveries: SessionDeliveries, row: DeliveryRow
+    ) -> None:
         """Delete a delivery that was accepted or has failed finally."""
         if self.queues.get(queue.app_name) is queue:
             self._writer.add([stored.delete_delivery(row.n)])
-            queue.remove(line, 1, len(row.fields))
+            queue.remove(deliveries, 1, len(row.fields))
 
     def _note_success(self, queue: DeliveryQueue, now: float) -> None:
         failed_since, queue.failed_since = queue.failed_since, None

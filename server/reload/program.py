@@ -13,7 +13,7 @@ from typing import NoReturn
 import msgspec
 
 from ..codec import dumps
-from .state import STATE_VARIABLE, Passed
+from .state import STATE_VARIABLE, PassedDescriptors
 
 TRY_NEXT_SECS = 60.0
 """The time for the next version to show that it can start."""
@@ -53,7 +53,7 @@ class StartedProgram(msgspec.Struct, frozen=True):
             running: what the next version must agree with.
 
         Returns:
-            What the trial has found, in JSON, for the next version when it starts.
+            What the trial has reported, in JSON, for the next version when it starts.
 
         Raises:
             ReloadError: it cannot start; the message is the one that it printed.
@@ -86,7 +86,7 @@ class StartedProgram(msgspec.Struct, frozen=True):
             raise ReloadError(_trial_failure(stderr, process.returncode))
         return stdout.splitlines()[-1] if stdout.strip() else b""
 
-    def become_next(self, state: int, passed: Passed) -> NoReturn:
+    def become_next(self, state: int, passed: PassedDescriptors) -> NoReturn:
         """Replace this process by the code that is installed now.
 
         Args:
@@ -120,5 +120,5 @@ def _trial_failure(stderr: bytes, status: int | None) -> str:
     """The reason that a failed trial has printed: its own message, or a traceback's last line."""
     lines = [line.strip() for line in stderr.decode(errors="replace").splitlines() if line.strip()]
     own = [line.removeprefix("clawdforge: ") for line in lines if line.startswith("clawdforge: ")]
-    found = own[-1] if own else lines[-1] if lines else f"it ended with status {status}"
-    return f"the new version cannot start: {found[:REASON_LENGTH]}"
+    reason = own[-1] if own else lines[-1] if lines else f"it ended with status {status}"
+    return f"the new version cannot start: {reason[:REASON_LENGTH]}"

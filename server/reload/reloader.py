@@ -17,7 +17,7 @@ import msgspec
 from ..errors import Error
 from ..tasks import Tasks
 from .program import ReloadError, StartedProgram
-from .state import Inherited, Passed, write_state
+from .state import Inherited, PassedDescriptors, write_state
 
 logger = logging.getLogger(__name__)
 
@@ -49,7 +49,7 @@ class Carrier(Protocol):
     def thaw(self) -> None:
         """Continue after a reload that was given up."""
 
-    def pack(self, passed: Passed) -> msgspec.Struct | None:
+    def pack(self, passed: PassedDescriptors) -> msgspec.Struct | None:
         """Return the state for the next version. Changes nothing."""
 
     def children(self) -> Sequence[int]:
@@ -85,7 +85,7 @@ class Reloader:
         self.on_given_up: Callable[[], None] = lambda: None
         self._program = program
         self._running = running
-        self._found = b""
+        self._trial_result = b""
         self._lock = asyncio.Lock()
         self._tasks = Tasks()
 
@@ -101,7 +101,7 @@ class Reloader:
         """
         if self._program is None:
             raise ReloadError("this server cannot be reloaded: restart it")
-        self._found = await self._program.try_next(self._running)
+        self._trial_result = await self._program.try_next(self._running)
 
     def note_ready(self, inherited: Inherited | None) -> None:
         """Note that the server answers, after a reload if it has *inherited* a state."""
@@ -171,7 +171,7 @@ class Reloader:
             if self.is_stopping():
                 raise ReloadError("the server is stopping")
             # No await from here to the exec: what was packed must not change.
-            passed = Passed()
+            passed = PassedDescriptors()
             parts = {
                 carrier.name: part
                 for carrier in frozen
@@ -184,7 +184,7 @@ class Reloader:
                 reloads=self.reloads + 1,
                 paused_at=began,
                 children=children,
-                found=self._found,
+                trial_result=self._trial_result,
             )
             try:
                 self._program.become_next(state, passed)

@@ -24,7 +24,7 @@ STATE_VARIABLE = "CLAWDFORGE_RELOAD_STATE"
 Part = TypeVar("Part", bound=msgspec.Struct)
 
 
-class Passed:
+class PassedDescriptors:
     """The descriptors that the next version inherits.
 
     They are still closed at any exec until :meth:`make_inheritable` is called.
@@ -56,7 +56,7 @@ class _StoredState(msgspec.Struct):
         descriptors: all descriptors that were passed on.
         children: the pids of all processes that the server started and the next version knows.
         parts: by the names of their owners.
-        found: what the trial of the next version has found, in JSON.
+        trial_result: what the trial of the next version has reported, in JSON.
     """
 
     version: int
@@ -65,7 +65,7 @@ class _StoredState(msgspec.Struct):
     descriptors: list[int]
     children: list[int]
     parts: dict[str, msgspec.Raw]
-    found: bytes = b""
+    trial_result: bytes = msgspec.field(default=b"", name="found")
 
 
 class Inherited:
@@ -82,7 +82,7 @@ class Inherited:
         self.paused_at = stored.paused_at
         self.children = frozenset(stored.children)
         self._parts = stored.parts
-        self._found = stored.found
+        self._trial_result = stored.trial_result
         self._left = set(stored.descriptors)
 
     def part(self, name: str, kind: type[Part]) -> Part | None:
@@ -99,10 +99,10 @@ class Inherited:
         except msgspec.DecodeError as error:
             raise StartError(f"the state of the earlier version is not valid: {error}") from None
 
-    def found(self, kind: type[Part]) -> Part | None:
-        """Return what the trial of this version has found; None if that cannot be read."""
+    def trial_result(self, kind: type[Part]) -> Part | None:
+        """Return what the trial of this version has reported; None if that cannot be read."""
         try:
-            return msgspec.json.decode(self._found, type=kind)
+            return msgspec.json.decode(self._trial_result, type=kind)
         except msgspec.DecodeError:
             return None
 
@@ -118,12 +118,12 @@ class Inherited:
 
 def write_state(
     parts: Mapping[str, msgspec.Struct],
-    passed: Passed,
+    passed: PassedDescriptors,
     *,
     reloads: int,
     paused_at: float,
     children: list[int],
-    found: bytes,
+    trial_result: bytes,
 ) -> int:
     """Write the state into a memory file. Return its descriptor, which is passed on, too.
 
@@ -135,7 +135,7 @@ def write_state(
     try:
         raw = {name: msgspec.Raw(encode(part)) for name, part in parts.items()}
         stored = _StoredState(
-            STATE_VERSION, reloads, paused_at, passed.numbers, children, raw, found
+            STATE_VERSION, reloads, paused_at, passed.numbers, children, raw, trial_result
         )
         with os.fdopen(descriptor, "wb", closefd=False) as file:
             file.write(encode(stored))

@@ -10,10 +10,11 @@ from ..agents.base import Agent, AgentObserver, AgentSpec, Backend, WantedSettin
 from ..agents.failures import agent_error
 from ..agents.prompt_handle import PromptHandle
 from ..agents.subagents import Subagent
-from ..agents.usage import Usage, of_acp
+from ..agents.traits import AgentTraits
+from ..agents.usage import Usage, usage_of_acp
 from ..codec import dumps, parse_message
 from ..errors import ErrorCode
-from ..sessions.permissions import ToolCalls, by_policy
+from ..sessions.permissions import ToolCalls, outcome_by_policy
 from ..uploads.files import prepend_file_paths
 from .run import (
     MAX_OUTPUT_BYTES,
@@ -47,33 +48,9 @@ async def run_acp_agent(
     """
     request = run.request
     await asyncio.to_thread(folder.create)
-    system: Any = request.system
-    if system is not None and request.system_mode == "append":
-        system = {"append": system}
     traits = backend.traits(name)
-    # The policy only decides if the agent asks.
-    collector = _Collector(
-        name,
-        request,
-        WantedSettings(
-            request.model,
-            traits.asking_mode,
-            mode_is_optional=True,
-            model_may_be_unlisted=traits.takes_any_model,
-        ),
-    )
-    preface = None if traits.takes_system else request.system
-    spec = AgentSpec(
-        key=run.id,
-        agent=name,
-        cwd=str(folder.path),
-        permission=PERMISSION,
-        model=request.model,
-        system=system,
-        preface=preface,
-        owner=request.app_name,
-    )
-    agent = backend.agent(spec, collector)
+    collector = _Collector(name, request, _wanted_settings(request, traits))
+    agent = backend.agent(_spec_of_run(run, name, folder, traits), collector)
     collector.agent = agent
     schema = request.schema
     texts = [request.prompt] if schema is None else [schema.instruction, request.prompt]
@@ -92,6 +69,32 @@ async def run_acp_agent(
         await agent.hibernate()
         await backend.forget(run.id)
         await asyncio.to_thread(folder.remove)
+
+
+def _wanted_settings(request: RunRequest, traits: AgentTraits) -> WantedSettings:
+    return WantedSettings(
+        request.model,
+        traits.asking_mode,  # the policy only decides if the agent asks
+        mode_is_optional=True,
+        model_may_be_unlisted=traits.takes_any_model,
+    )
+
+
+def _spec_of_run(run: Run, name: str, folder: RunFolder, traits: AgentTraits) -> AgentSpec:
+    request = run.request
+    system: Any = request.system
+    if system is not None and request.system_mode == "append":
+        system = {"append": system}
+    return AgentSpec(
+        key=run.id,
+        agent=name,
+        cwd=str(folder.path),
+        permission=PERMISSION,
+        model=request.model,
+        system=system,
+        preface=None if traits.takes_system else request.system,
+        owner=request.app_name,
+    )
 
 
 class _Collector(AgentObserver):
@@ -131,7 +134,7 @@ class _Collector(AgentObserver):
         try:
             cause = await run.wait(prompt.done, prompt.cancel, self.agent.kill, grace)
         finally:
-            run.note_usage(self._usage.plus(of_acp(None, self._cost)))
+            run.note_usage(self._usage.plus(usage_of_acp(None, self._cost)))
         if cause is not None:
             raise stopped_error(cause)
         prompt.done.result()
@@ -175,7 +178,7 @@ class _Collector(AgentObserver):
         if self._request.on_update is not None:
             self._request.on_update(message)
         if b"usage_update" in message or self._session_id is None:
-            self._note(message)
+            self._note_update(message)
         if self._size > MAX_OUTPUT_BYTES or b"agent_message_chunk" not in message:
             return
         if subagent is not None:  # what a subagent says is not the answer
@@ -188,7 +191,7 @@ class _Collector(AgentObserver):
         if self._size > MAX_OUTPUT_BYTES:
             self.prompt.cancel()
 
-    def _note(self, message: bytes) -> None:
+    def _note_update(self, message: bytes) -> None:
         """Note the id of the agent's conversation, and its cost so far."""
         value = parse_message(message)
         params = value.get("params") if value is not None else None
@@ -204,13 +207,13 @@ class _Collector(AgentObserver):
         self._response = response
         result = response.get("result")
         if isinstance(result, dict):
-            self._usage = self._usage.plus(of_acp(result.get("usage")))
+            self._usage = self._usage.plus(usage_of_acp(result.get("usage")))
 
     def permission_requested(self, raw_id: Any, params: Any) -> None:
         request = params if isinstance(params, dict) else {}
         call = self._calls.merged(request)
         self._calls.note(call)
-        self.agent.answer_permission(raw_id, by_policy(PERMISSION, request, call))
+        self.agent.answer_permission(raw_id, outcome_by_policy(PERMISSION, request, call))
 
 
 def _chunk_text(message: bytes) -> str | None:

@@ -17,7 +17,8 @@ from ..agents.program_output import MIN_SECRET, SECRET
 from ..codec import parse_message
 from ..data_dir import DataDir
 from ..errors import Error, ErrorCode
-from ..sandbox.sandbox import FolderError, Sandbox
+from ..sandbox.folder_locator import FolderError
+from ..sandbox.sandbox import Sandbox
 from ..uploads.files import prepend_file_paths
 from .claude_output import CLAUDE, Output, find_result, read_result
 from .run import (
@@ -157,8 +158,8 @@ class ClaudeProgram:
 
 
 def _which(name: str, path: str | None) -> str | None:
-    found = shutil.which(name, path=path)
-    return str(Path(found).absolute()) if found is not None else None
+    program = shutil.which(name, path=path)
+    return str(Path(program).absolute()) if program is not None else None
 
 
 def check_prompt_size(request: RunRequest) -> None:

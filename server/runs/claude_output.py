@@ -11,7 +11,7 @@ import msgspec
 
 from ..agents.failures import login_required
 from ..agents.program_output import last_output, redact
-from ..agents.usage import Usage, of_claude
+from ..agents.usage import Usage, usage_of_claude
 from ..codec import dumps, parse_message
 from ..errors import ErrorCode
 from .result_schema import ResultSchema
@@ -70,7 +70,7 @@ def read_result(
     message = find_result(output.stdout)
     if message is None:
         raise _error_without_message(output)
-    usage = of_claude(message)
+    usage = usage_of_claude(message)
     note_usage(usage)
     result = message.get("result")
     if schema is not None and message.get("subtype") in SCHEMA_SUBTYPES:
@@ -117,7 +117,7 @@ def find_result(stdout: bytes) -> dict[str, Any] | None:
         return None
     text = stdout.decode(errors="replace")
     decoder = json.JSONDecoder()
-    found = None
+    result = None
     failed_reads = position = 0
     while (start := _OBJECT_START.search(text, position)) is not None:
         try:
@@ -129,8 +129,8 @@ def find_result(stdout: bytes) -> dict[str, Any] | None:
             position = start.start() + 1
         else:
             if value.get("type") == "result":
-                found = value
-    return found
+                result = value
+    return result
 
 
 def _exit_message(output: Output) -> str:

@@ -175,14 +175,14 @@ def share_memory(targets: Targets) -> None:
 
 def other_processes() -> list[int]:
     """The processes outside of this sandbox that `/proc` shows: those with another Unix session."""
-    found = []
+    pids = []
     for name in os.listdir("/proc"):
         try:
             if name.isdigit() and os.getsid(int(name)) != os.getsid(0):
-                found.append(int(name))
+                pids.append(int(name))
         except OSError:
             continue
-    return found
+    return pids
 
 
 def any_process(function: Callable[[int], object]) -> None:

@@ -65,15 +65,15 @@ class ControlGroups:
             if "cpu" not in controllers:
                 return None
             _move_all(folder, folder / "server")
-            found = cls(folder, controllers, processes)
+            groups = cls(folder, controllers, processes)
             _enable(folder, controllers)
-            found._apps.mkdir(exist_ok=True)
-            _enable(found._apps, controllers)
+            groups._apps.mkdir(exist_ok=True)
+            _enable(groups._apps, controllers)
         except OSError as error:
             logger.warning("the CPU is not divided between apps: %s", error)
             return None
-        logger.info("the CPU is divided between apps: %s", found._apps)
-        return found
+        logger.info("the CPU is divided between apps: %s", groups._apps)
+        return groups
 
     @property
     def limits_processes(self) -> bool:
@@ -115,9 +115,9 @@ class ControlGroups:
                             group.rmdir()
 
     def _group(self, owner: str, key: str) -> Path:
-        return self._app(owner) / hashlib.sha256(key.encode()).hexdigest()[:32]
+        return self._app_group(owner) / hashlib.sha256(key.encode()).hexdigest()[:32]
 
-    def _app(self, owner: str) -> Path:
+    def _app_group(self, owner: str) -> Path:
         if not owner:
             return self._apps / UNOWNED_GROUP
         name = urllib.parse.quote(owner, safe="")

@@ -137,10 +137,8 @@ class StricterSandboxes:
 def _variant(base: Sandbox, mechanism: Mechanism, network: NetworkPolicy) -> Sandbox:
     """A copy of the sandbox with another mechanism and another policy for the network."""
     made = copy.copy(base)
-    for name in ("_reads", "_listed", "_masks", "_seccomp"):
-        made.__dict__.pop(name, None)  # they depend on the level
-    made.mechanism = mechanism
     made.policy = msgspec.structs.replace(base.policy, network=network)
+    made.use_mechanism(mechanism)
     made.network = NetworkAccess(network, mechanism.level, base.network.gateways)
     return made
 

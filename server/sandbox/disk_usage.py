@@ -49,7 +49,7 @@ def bytes_in(
     A folder that its owner may not list is made readable for the owner.
 
     Args:
-        enough: the measurement may end as soon as it has found more than this.
+        enough: the measurement may end as soon as it has status more than this.
         full: gets the paths of the files that have the size *full_bytes*, at most MAX_FULL.
 
     Returns:
@@ -60,20 +60,20 @@ def bytes_in(
     waiting: list[tuple[str, _Base | None]] = [(str(folder), None) for folder in folders]
     try:
         while waiting and total <= enough:
-            for path, base, found in _statuses_in(*waiting.pop()):
+            for path, base, status in _statuses_in(*waiting.pop()):
                 count += 1
                 if count > MAX_MEASURED:
                     return UNMEASURED
-                if stat.S_ISDIR(found.st_mode):
+                if stat.S_ISDIR(status.st_mode):
                     waiting.append((path, base))
-                elif full is not None and found.st_size == full_bytes and len(full) < MAX_FULL:
+                elif full is not None and status.st_size == full_bytes and len(full) < MAX_FULL:
                     full.append(_complete(path, base))
-                elif found.st_nlink > 1:
-                    identity = (found.st_dev, found.st_ino)
+                elif status.st_nlink > 1:
+                    identity = (status.st_dev, status.st_ino)
                     if identity in linked:
                         continue
                     linked.add(identity)
-                total += max(found.st_blocks * BLOCK_BYTES, ENTRY_BYTES)
+                total += max(status.st_blocks * BLOCK_BYTES, ENTRY_BYTES)
     except _UnmeasuredError:
         return UNMEASURED
     return total

@@ -77,12 +77,12 @@ class Mechanism(msgspec.Struct, frozen=True):
         """The targets that agents cannot reach, in the words of ``/healthz``."""
         if self.level == "off":
             return []
-        found = ["files", "memory", "kernel", "home"]
+        restrictions = ["files", "memory", "kernel", "home"]
         if self.level == "bwrap":
-            return [*found, "signals", "processes", "sockets", "ipc", "devices"]
+            return [*restrictions, "signals", "processes", "sockets", "ipc", "devices"]
         if self.abi >= SCOPES_SINCE:
-            found.append("signals")
-        return [*found, "sockets", "ipc"]
+            restrictions.append("signals")
+        return [*restrictions, "sockets", "ipc"]
 
     @property
     def open(self) -> list[str]:
@@ -91,12 +91,12 @@ class Mechanism(msgspec.Struct, frozen=True):
             return ["files", "memory", "signals", "processes", "sockets", "loopback", "cpu"]
         if self.level == "bwrap":
             return ["loopback", "cpu"]
-        found = ["process list", "file attributes", "terminals", "loopback", "cpu"]
+        gaps = ["process list", "file attributes", "terminals", "loopback", "cpu"]
         if self.abi < SCOPES_SINCE:
-            found.insert(0, "signals")
+            gaps.insert(0, "signals")
         if self.abi < TRUNCATE_SINCE:
-            found.insert(0, "truncation of files")
-        return found
+            gaps.insert(0, "truncation of files")
+        return gaps
 
 
 def find_mechanism(setting: str, environ: Mapping[str, str]) -> Mechanism:

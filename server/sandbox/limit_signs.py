@@ -69,14 +69,14 @@ def use_by_session(variable: str, at_least: float = 0) -> tuple[dict[str, Proces
                 if os.stat(f"/proc/{name}").st_uid == user:  # noqa: PTH116
                     processes.append((name, *_use_of(name)))
     total = sum(threads for _, threads, _ in processes)
-    found: defaultdict[str, ProcessUse] = defaultdict(ProcessUse)
+    uses: defaultdict[str, ProcessUse] = defaultdict(ProcessUse)
     for name, threads, memory_bytes in processes if total >= at_least else ():
         with contextlib.suppress(OSError):
             if (key := _session_of_process(name, variable)) is not None:
-                use = found[key]
+                use = uses[key]
                 use.threads += threads
                 use.memory_bytes = max(use.memory_bytes, memory_bytes)
-    return dict(found), total
+    return dict(uses), total
 
 
 def _use_of(pid: str) -> tuple[int, int]:
@@ -135,7 +135,7 @@ def reached_limits(
         )
 
 
-def limits_in_words(
+def limits_named_in(
     text: bytes, limits: SandboxLimits, *, counts_processes: bool
 ) -> Iterator[tuple[LimitKind, str]]:
     """The limits that a program complains about, if they are set, each with a sentence."""

@@ -113,15 +113,15 @@ def copy_logins(
 
 def _copy_login(source: Path, target: tuple[Path, *tuple[str, ...]], login: LoginFile) -> None:
     try:
-        found = source.stat()
+        status = source.stat()
     except FileNotFoundError:
         return
-    if not stat.S_ISREG(found.st_mode) or found.st_size > MAX_LOGIN_BYTES:
+    if not stat.S_ISREG(status.st_mode) or status.st_size > MAX_LOGIN_BYTES:
         return
     *folders, name = PurePosixPath(login.path).parts
     with safe_files.folder(*target, *folders, make=True) as folder:
         try:
-            if os.stat(name, dir_fd=folder, follow_symlinks=False).st_mtime >= found.st_mtime:
+            if os.stat(name, dir_fd=folder, follow_symlinks=False).st_mtime >= status.st_mtime:
                 return
         except FileNotFoundError:
             pass

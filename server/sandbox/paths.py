@@ -42,13 +42,13 @@ def system_paths(hidden: Collection[Path]) -> list[str]:
     resolver = os.path.realpath("/etc/resolv.conf")
     if not resolver.startswith("/etc/") and os.path.exists(resolver):  # noqa: PTH110
         paths.append(resolver)
-    found: list[str] = []
+    parts: list[str] = []
     for path in paths:
         if os.path.islink(path):  # noqa: PTH114
-            found.append(path)
+            parts.append(path)
         else:
-            found.extend(parts_without(path, hidden))
-    return found
+            parts.extend(parts_without(path, hidden))
+    return parts
 
 
 def parts_without(top: str, hidden: Iterable[Path]) -> Iterator[str]:
@@ -78,7 +78,7 @@ def secret_paths(top: str = "/etc") -> list[Path]:
 
     Of an ordinary user these are none or few; of root, for example, the hashes of passwords.
     """
-    found: list[Path] = []
+    secret: list[Path] = []
     count = 0
     waiting = [top]
     while waiting and count < MAX_SCANNED:
@@ -98,10 +98,10 @@ def secret_paths(top: str = "/etc") -> list[Path]:
             needed = stat.S_IROTH | stat.S_IXOTH if stat.S_ISDIR(mode) else stat.S_IROTH
             if mode & needed != needed:
                 if os.access(entry.path, os.R_OK):
-                    found.append(Path(entry.path))
+                    secret.append(Path(entry.path))
             elif stat.S_ISDIR(mode):
                 waiting.append(entry.path)
-    return found
+    return secret
 
 
 def installed_programs(
@@ -114,20 +114,20 @@ def installed_programs(
         hidden: paths that are never granted, nor anything in them, nor a folder around them.
         home: the home of the server's user, in which programs may be installed.
     """
-    found = [str(installation.NODE_MODULES), str(installation.NODE_PROGRAMS)]
-    found.append(str(installation.PACKAGE_FOLDER))
-    found += _python()
+    paths = [str(installation.NODE_MODULES), str(installation.NODE_PROGRAMS)]
+    paths.append(str(installation.PACKAGE_FOLDER))
+    paths += _python()
     for folder in environ.get("PATH", "").split(os.pathsep):
         if folder.startswith("/") and os.path.isdir(folder):  # noqa: PTH112
-            found += _programs_in(os.path.normpath(folder))
+            paths += _programs_in(os.path.normpath(folder))
     for name in FILES_IN_ENVIRON:
         value = environ.get(name, "")
         if value.startswith("/") and os.path.exists(value):  # noqa: PTH110
-            found += [value, *program_files.packages_of(os.path.realpath(value))]
+            paths += [value, *program_files.packages_of(os.path.realpath(value))]
     around = [*hidden, *([home] if home is not None else [])]
     return [
         path
-        for path in dict.fromkeys(found)
+        for path in dict.fromkeys(paths)
         if not any(folder.is_relative_to(path) for folder in around)
         and not any(Path(path).is_relative_to(folder) for folder in hidden)
     ]
@@ -162,8 +162,8 @@ def contains_any(folder: Path, paths: Iterable[Path]) -> bool:
 
 def outermost(paths: Iterable[str]) -> list[str]:
     """The *paths* without those that lie in another one of them."""
-    found: list[str] = []
+    outer: list[str] = []
     for path in sorted(set(paths), key=lambda path: path.count("/")):
-        if not any(path == other or path.startswith(other.rstrip("/") + "/") for other in found):
-            found.append(path)
-    return found
+        if not any(path == other or path.startswith(other.rstrip("/") + "/") for other in outer):
+            outer.append(path)
+    return outer

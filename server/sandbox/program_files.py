@@ -18,21 +18,21 @@ def program_paths(argv: Sequence[str], path: str | None) -> list[str]:
             counts as a script.
         path: the folders to search for the program, as in ``PATH``.
     """
-    found: list[str] = []
+    files: list[str] = []
     named = [_find_program(argv[0], path), *(file for file in argv[1:] if file.startswith("/"))]
     waiting = [file for file in named if file is not None and os.path.isfile(file)]
-    while waiting and len(found) < 100:
+    while waiting and len(files) < 100:
         file = waiting.pop()
-        if file in found:
+        if file in files:
             continue
-        found.append(file)
+        files.append(file)
         if os.path.islink(file):
             waiting.append(os.path.join(os.path.dirname(file), os.readlink(file)))
-        found.extend(packages_of(os.path.realpath(file)))
+        files.extend(packages_of(os.path.realpath(file)))
         interpreter = _interpreter_of(file)
         if interpreter is not None and os.path.isfile(interpreter):
             waiting.append(interpreter)
-    return [os.path.normpath(file) for file in dict.fromkeys(found)]
+    return [os.path.normpath(file) for file in dict.fromkeys(files)]
 
 
 def without_private(paths: Iterable[str], private: Sequence[str]) -> list[str]:
@@ -42,12 +42,12 @@ def without_private(paths: Iterable[str], private: Sequence[str]) -> list[str]:
     place, must not open the database.
     """
     tops = [os.path.realpath(path) for path in private]
-    found = []
+    kept = []
     for path in paths:
         real = os.path.realpath(path)
         if not any(_is_in(real, top) or _is_in(top, real) for top in tops):
-            found.append(path)
-    return found
+            kept.append(path)
+    return kept
 
 
 def _is_in(path: str, folder: str) -> bool:

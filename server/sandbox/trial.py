@@ -150,11 +150,11 @@ def _files(data: DataDir, home: Path) -> dict[str, str]:
 def _shared_files() -> Iterator[dict[str, str]]:
     """Files in the folders that all users share."""
     with tempfile.NamedTemporaryFile() as file, contextlib.ExitStack() as stack:
-        found = {"temporary_file": file.name}
+        files = {"temporary_file": file.name}
         if os.access("/dev/shm", os.W_OK):  # noqa: S108
             other = stack.enter_context(tempfile.NamedTemporaryFile(dir="/dev/shm"))
-            found["shared_memory_file"] = other.name
-        yield found
+            files["shared_memory_file"] = other.name
+        yield files
 
 
 @contextlib.contextmanager

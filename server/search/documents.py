@@ -109,7 +109,7 @@ class DocumentReader:
 
     def read(self, lines: Iterable[bytes]) -> list[Document]:
         """Return the documents that are complete with the next entries."""
-        found: list[Document] = []
+        documents: list[Document] = []
         for line in lines:
             self._position += 1
             if line.startswith(_EVENT_ENTRY):
@@ -124,8 +124,8 @@ class DocumentReader:
             if self._held > MAX_HELD:
                 self._end_messages()
             if not self._messages:
-                found += self._release()
-        return found
+                documents += self._release()
+        return documents
 
     def end(self) -> list[Document]:
         """Return the unfinished messages: no chunk of them will follow."""
@@ -133,9 +133,9 @@ class DocumentReader:
         return self._release()
 
     def _release(self) -> list[Document]:
-        found, self._ended, self._held = self._ended, [], 0
+        documents, self._ended, self._held = self._ended, [], 0
         self.complete_seq = self._position
-        return found
+        return documents
 
     def _add_chunk(self, line: bytes) -> None:
         entry = _chunk(line)

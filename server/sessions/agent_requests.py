@@ -17,7 +17,7 @@ from .permissions import PendingPermission, Permissions
 
 ALERT_BYTES = 16 << 10
 """Bytes of a request in an alert; a longer one is shortened. The log has all of it."""
-Answer = Callable[[RequestKind, Any, Mapping[str, Any]], None]
+SendOutcome = Callable[[RequestKind, Any, Mapping[str, Any]], None]
 
 
 class WaitingRequests:
@@ -33,11 +33,12 @@ class WaitingRequests:
         self.elicitations = elicitations
 
     @classmethod
-    def create(cls, core: SessionCore, answer: Answer) -> WaitingRequests:
+    def create(cls, core: SessionCore, send_outcome: SendOutcome) -> WaitingRequests:
         """Create the objects of one session.
 
         Args:
-            answer: sends an outcome to the agent, by the kind and the agent's id of the request.
+            send_outcome: sends an outcome to the agent, by the kind and the agent's id of the
+                request.
         """
         context = core.context
         shared = core.row, core.log, context.writer
@@ -46,9 +47,11 @@ class WaitingRequests:
         def timeout() -> float:
             return ask_timeout(core.options, settings)
 
-        permissions = Permissions(*shared, timeout, partial(answer, "permission"))
+        permissions = Permissions(*shared, timeout, partial(send_outcome, "permission"))
         permissions.on_waiting = partial(_alert_permission, core)
-        elicitations = Elicitations(*shared, settings, timeout, partial(answer, "elicitation"))
+        elicitations = Elicitations(
+            *shared, settings, timeout, partial(send_outcome, "elicitation")
+        )
         elicitations.on_waiting = partial(_alert_elicitation, core)
         return cls(permissions, elicitations)
 

@@ -200,8 +200,8 @@ class AgentSlots:
         self._evict_for_waiting()
         self._evict_from_reserve()
         if self.limits.changed:
-            chosen = self.limits.choose(self._holders - self._evicting, self._evictable()[0])
-            for holder in chosen:
+            staying, idle = self._holders - self._evicting, self._evictable()[0]
+            for holder in self.limits.choose_evictions(staying, idle):
                 self._start_eviction(holder)
 
     def _count_by_app(self) -> Counter[str]:

@@ -117,8 +117,8 @@ class AppDisk:
         sessions = await self._queries.session_sizes(app_name)
         size = await asyncio.to_thread(self._bytes_of, sessions)
         now = time.monotonic()
-        self._measured[app_name] = found = Measurement(size, now, now - began)
-        return found
+        self._measured[app_name] = measurement = Measurement(size, now, now - began)
+        return measurement
 
     def _bytes_of(self, sessions: list[tuple[str, str, int]]) -> int:
         """The bytes of sessions beyond those that are not counted. Blocking."""

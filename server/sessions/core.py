@@ -44,7 +44,7 @@ class SessionCore:
 
     Attributes:
         options: what the client chose at the session's creation, and has changed since.
-        changed: *on_change*.
+        notify_changed: *on_change*.
         snapshots: of the session's folder.
         tenure: whether this node of a cluster still has the session.
     """
@@ -59,7 +59,7 @@ class SessionCore:
         self.context = context
         self.row = row
         self.options = SessionOptions.decode(row.options)
-        self.changed = on_change
+        self.notify_changed = on_change
         self.snapshots = context.snapshots.of(
             row.id, row.app_name, row.cwd, is_new=not row.turn_count
         )

@@ -27,14 +27,8 @@ from ..workspace.worktrees import Worktrees
 from .announcement import Announcement
 from .details import encode_meta
 from .lifetime import Lifetime
-from .options import (
-    NO_OPTIONS,
-    SessionOptions,
-    WorkspaceChoice,
-    check_elicitation,
-    check_for_agent,
-    check_options,
-)
+from .option_checks import check_elicitation, check_for_agent, check_options
+from .options import NO_OPTIONS, SessionOptions, WorkspaceChoice
 from .permissions import check_permission
 from .prewarm import PrewarmedAgent, Prewarmer
 from .settings import StoredSettings
@@ -84,7 +78,7 @@ class SessionDraft(msgspec.Struct):
         prewarmed: the agent that the session takes over, or None.
         has_folder, has_worktree: they were made for it.
         is_noted: the database has its id, among those of the prewarmed agents.
-        place: the name of its place in the limits of a cluster.
+        reservation: the name of its reservation in the limits of a cluster.
     """
 
     request: SessionRequest
@@ -96,7 +90,7 @@ class SessionDraft(msgspec.Struct):
     has_folder: bool = False
     has_worktree: bool = False
     is_noted: bool = False
-    place: str = msgspec.field(default_factory=lambda: uuid.uuid4().hex)
+    reservation: str = msgspec.field(default_factory=lambda: uuid.uuid4().hex)
 
 
 class SessionCreator:
@@ -168,13 +162,13 @@ class SessionCreator:
         if request.cwd is not None:
             raise bad_request("workspace: cwd chooses the folder already")
         self._worktrees.check()
-        found = await self._workspaces.check(git.repository, "workspace.git.repository")
+        repository = await self._workspaces.check(git.repository, "workspace.git.repository")
         if not git.worktree and git.branch is not None:
             raise bad_request("workspace.git.branch: it needs a worktree")
-        git = msgspec.structs.replace(git, repository=str(found))
+        git = msgspec.structs.replace(git, repository=str(repository))
         options = msgspec.structs.replace(request.options, workspace=WorkspaceChoice(git=git))
         request = msgspec.structs.replace(request, options=options)
-        return None if git.worktree else found, request
+        return None if git.worktree else repository, request
 
     def _check_backend(self, request: SessionRequest) -> None:
         if request.permission == "ask" and not self._backend.can_ask:
@@ -186,15 +180,22 @@ class SessionCreator:
         The agent is set to the model, the mode and the options of the request before its first
         prompt. A fork gets none, because the agent may fork a conversation for it.
         """
-        request = draft.request
-        is_plain = request.system is None and draft.folder is None
-        is_plain = is_plain and not self._backend.environ_of(app_name)
-        is_plain = is_plain and self._backend.sandbox.of(app_name) is self._backend.sandbox
-        is_plain = is_plain and not is_fork and request.options.git is None
-        if is_plain and not request.options.concern_agent:
-            announced = Announcement.of(request.options)
+        if not is_fork and self._fits_prewarmed(app_name, draft):
+            announced = Announcement.of(draft.request.options)
             draft.prewarmed = self._prewarmer.reserve(draft.agent, announced)
         draft.id = str(uuid.uuid4()) if draft.prewarmed is None else draft.prewarmed.id
+
+    def _fits_prewarmed(self, app_name: str, draft: SessionDraft) -> bool:
+        """Whether the session needs nothing that an agent can get only at its start."""
+        request, backend = draft.request, self._backend
+        return (
+            request.system is None
+            and draft.folder is None
+            and request.options.git is None
+            and not request.options.has_agent_options
+            and not backend.environ_of(app_name)
+            and backend.sandbox.of(app_name) is backend.sandbox
+        )
 
     async def store(
         self, app_name: str, draft: SessionDraft, fork: ForkPoint | ImportedLog | None = None
@@ -225,17 +226,7 @@ class SessionCreator:
                 copy = fork.statements(row.n)
             await to_completion(self._writer.commit([*self._statements(row, draft), *copy]))
         except BaseException as error:
-            if draft.prewarmed is not None:
-                end = self._prewarmer.end(draft.prewarmed)
-                self._tasks.spawn(end, f"prewarm-end-{draft.id}")
-            if draft.has_folder:
-                with contextlib.suppress(OSError):
-                    await self._workspaces.delete(draft.id)
-            if draft.has_worktree:
-                await self._remove_worktree(app_name, draft.id, draft.request.options)
-            if draft.is_noted:
-                end = self._prewarmer.delete_data([draft.id])
-                self._tasks.spawn(end, f"delete-files-{draft.id}")
+            await self._discard(app_name, draft)
             if isinstance(error, OSError):
                 logger.error("a session's folder cannot be made: %s", error.strerror)
                 raise not_stored() from None
@@ -243,6 +234,20 @@ class SessionCreator:
         finally:
             self._prewarmer.making.discard(draft.id)
         return row
+
+    async def _discard(self, app_name: str, draft: SessionDraft) -> None:
+        """Delete what was made for a session that is not stored, and end its agent."""
+        if draft.prewarmed is not None:
+            end = self._prewarmer.end(draft.prewarmed)
+            self._tasks.spawn(end, f"prewarm-end-{draft.id}")
+        if draft.has_folder:
+            with contextlib.suppress(OSError):
+                await self._workspaces.delete(draft.id)
+        if draft.has_worktree:
+            await self._remove_worktree(app_name, draft.id, draft.request.options)
+        if draft.is_noted:
+            end = self._prewarmer.delete_data([draft.id])
+            self._tasks.spawn(end, f"delete-files-{draft.id}")
 
     async def _make_folder(
         self, app_name: str, draft: SessionDraft, fork: ForkPoint | ImportedLog | None
@@ -309,7 +314,7 @@ class SessionCreator:
                 row.id, row.app_name, "create", row.created_at, dumps(detail).decode()
             ),
         ]
-        transaction += self._cluster.ownership_of(row.n, draft.place)
+        transaction += self._cluster.ownership_of(row.n, draft.reservation)
         if draft.prewarmed is not None or draft.is_noted:
             transaction.append(statements.delete_prewarmed(row.id))
         return transaction

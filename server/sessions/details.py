@@ -69,16 +69,16 @@ class SessionDetails:
             **lifetime_view(self._core.row, self._core.context.settings),
         }
 
-    def merged(self, changes: Mapping[str, Any]) -> dict[str, Any]:
+    def meta_columns(self, changes: Mapping[str, Any]) -> dict[str, Any]:
         """The columns of the row that change if a client merges *changes* into ``meta``.
 
         Raises:
             Error: ``payload_too_large``.
         """
         is_agents = self._core.row.has_agent_title and "title" not in changes
-        return self._merged(changes, has_agent_title=int(is_agents)) if changes else {}
+        return self._meta_columns(changes, has_agent_title=int(is_agents)) if changes else {}
 
-    def _merged(self, changes: Mapping[str, Any], *, has_agent_title: int) -> dict[str, Any]:
+    def _meta_columns(self, changes: Mapping[str, Any], *, has_agent_title: int) -> dict[str, Any]:
         merged = {**loads(self._core.row.meta), **changes}
         kept = {key: value for key, value in merged.items() if value is not None}
         limit = self._core.context.settings.max_meta_bytes
@@ -101,7 +101,8 @@ class SessionDetails:
             if not is_free or row.removed_at is not None:
                 return
             try:
-                columns = self._merged({"title": shown}, has_agent_title=int(shown is not None))
+                has_title = int(shown is not None)
+                columns = self._meta_columns({"title": shown}, has_agent_title=has_title)
                 await self._store(**columns)
             except Error as error:  # ``meta`` is full, or the database takes no writes
                 extra = self._core.log_extra()
@@ -113,7 +114,7 @@ class SessionDetails:
         await to_completion(self._core.context.writer.commit([statement]))
         for name, value in columns.items():
             setattr(row, name, value)
-        self._core.changed()
+        self._core.notify_changed()
 
     def log_undo(self, entry_index: int, replaced: str, **about: Any) -> None:
         """Log that the folder was restored; see :func:`undo_notices.log_undo`."""

@@ -97,9 +97,9 @@ class DiskWatch:
     def _folders(self, session: Session) -> list[Path]:
         """The folders that belong to the session. A `cwd` that a client chose does not."""
         folders = self._sessions.backend.sandbox.folders
-        found = [folders.home(session.id), folders.tmp(session.id), folders.files(session.id)]
+        own = [folders.home(session.id), folders.tmp(session.id), folders.files(session.id)]
         cwd = Path(session.row.cwd)
-        return [cwd, *found] if cwd.is_relative_to(self._data_dir.path) else found
+        return [cwd, *own] if cwd.is_relative_to(self._data_dir.path) else own
 
     async def _measure(self, session: Session) -> None:
         folders = self._folders(session)

@@ -82,7 +82,7 @@ def _problem(field: Mapping[str, Any], value: Any) -> str | None:
 def _problem_of_text(field: Mapping[str, Any], value: Any) -> str | None:
     if not isinstance(value, str):
         return "must be a text"
-    low, high = _bound(field, "minLength"), _bound(field, "maxLength")
+    low, high = _limit_in(field, "minLength"), _limit_in(field, "maxLength")
     if low is not None and len(value) < low:
         return f"must have at least {low:g} characters"
     if high is not None and len(value) > high:
@@ -103,7 +103,7 @@ def _problem_of_number(field: Mapping[str, Any], value: Any) -> str | None:
         return "must be a number"
     if field["type"] == "integer" and value % 1:
         return "must be a whole number"
-    low, high = _bound(field, "minimum"), _bound(field, "maximum")
+    low, high = _limit_in(field, "minimum"), _limit_in(field, "maximum")
     if low is not None and value < low:
         return f"must be at least {low:.15g}"
     if high is not None and value > high:
@@ -118,7 +118,7 @@ def _problem_of_boolean(_: Mapping[str, Any], value: Any) -> str | None:
 def _problem_of_selection(field: Mapping[str, Any], value: Any) -> str | None:
     if not _is_text_list(value):
         return "must be a list of texts"
-    low, high = _bound(field, "minItems"), _bound(field, "maxItems")
+    low, high = _limit_in(field, "minItems"), _limit_in(field, "maxItems")
     if low is not None and len(value) < low:
         return f"must have at least {low:g} elements"
     if high is not None and len(value) > high:
@@ -156,7 +156,7 @@ def _problem_of_choices(choices: set[str], values: Sequence[str]) -> str | None:
     return None if wrong is None else f"{wrong[:MAX_SHOWN]!r} is not one of the choices"
 
 
-def _bound(field: Mapping[str, Any], name: str) -> float | None:
+def _limit_in(field: Mapping[str, Any], name: str) -> float | None:
     value = field.get(name)
     is_number = isinstance(value, (int, float)) and not isinstance(value, bool)
     return value if is_number else None

@@ -66,8 +66,8 @@ def subagent_session_of(line: bytes) -> str | None:
     """The session of a subagent that an ``event`` entry is of, if the subagent has one."""
     end = line.index(_EVENT)
     start = line.find(_SUBAGENT, 0, end)
-    found = loads(line[start + len(_SUBAGENT) : end]).get("session_id") if start >= 0 else None
-    return found if isinstance(found, str) else None
+    session_id = loads(line[start + len(_SUBAGENT) : end]).get("session_id") if start >= 0 else None
+    return session_id if isinstance(session_id, str) else None
 
 
 def turn_index_of(line: bytes) -> int:

@@ -174,13 +174,13 @@ class LogReader:
         """The batches after a position from the ring; None if the ring begins later."""
         if after >= self.head:
             return []
-        found: list[Batch] = []
+        batches: list[Batch] = []
         for batch in reversed(self._ring):
-            found.append(batch)
+            batches.append(batch)
             if batch.first <= after + 1:
-                found.reverse()
-                found[0] = found[0].after(after)
-                return found
+                batches.reverse()
+                batches[0] = batches[0].after(after)
+                return batches
         return None
 
     async def read(self, after: int) -> list[Batch]:

@@ -8,7 +8,7 @@ from typing import Literal
 
 from ..codec import dumps, parse_message
 from . import entries
-from .history import said
+from .history import chat_messages_in
 from .session import Session
 
 Format = Literal["ndjson", "markdown", "html"]
@@ -49,12 +49,12 @@ async def export(session: Session, kind: Format) -> AsyncIterator[bytes]:
         return
     if kind == "markdown":
         yield _encoded(f"# {' '.join(title.split())}\n")
-        async for role, text in _all_said(session):
-            mark = f"\n*{text}*\n" if role == "Tool" else f"\n## {role}\n\n{text}\n"
-            yield _encoded(mark)
+        async for role, text in _exported_messages(session):
+            section = f"\n*{text}*\n" if role == "Tool" else f"\n## {role}\n\n{text}\n"
+            yield _encoded(section)
         return
     yield _encoded(_HTML_HEAD.format(csp=html.escape(CSP), title=html.escape(title)))
-    async for role, text in _all_said(session):
+    async for role, text in _exported_messages(session):
         body = html.escape(text)
         name = "" if role == "Tool" else f"<h2>{role}</h2>"
         yield _encoded(f'<section class="{role.lower()}">{name}<pre>{body}</pre></section>\n')
@@ -75,11 +75,11 @@ async def _entry_lines(session: Session) -> AsyncIterator[bytes]:
             position = batch.last
 
 
-async def _all_said(session: Session) -> AsyncIterator[tuple[str, str]]:
+async def _exported_messages(session: Session) -> AsyncIterator[tuple[str, str]]:
     """The messages, one after the other, with the titles of the agent's own tool calls."""
     role, parts = "", [""]
     async for line in _entry_lines(session):
-        for who, text in [*said(line), *_tool_calls(line)]:
+        for who, text in [*chat_messages_in(line), *_tool_calls(line)]:
             if who == role == "Assistant":
                 parts.append(text)
                 continue

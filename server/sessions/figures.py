@@ -24,14 +24,14 @@ class SessionFigures:
         counts = sessions.slots.count_states()
         del counts["hibernated"]  # a hibernated holder is about to start its agent
         total = sessions.quotas.open_sessions + len(sessions.prewarmer)
-        agents = counts.total() + sessions.cluster.agents_elsewhere
+        agents = counts.total() + sessions.cluster.agents_on_other_nodes
         counts["hibernated"] = max(0, total - agents)
         return counts
 
     @property
     def running_turns(self) -> int:
-        return sum(session.state_name == "running" for session in self._sessions.in_memory())
+        return sum(session.state_name == "running" for session in self._sessions.memory.all())
 
     @property
     def queued_turns(self) -> int:
-        return sum(len(session.turns) for session in self._sessions.in_memory())
+        return sum(len(session.turns) for session in self._sessions.memory.all())

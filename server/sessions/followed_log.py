@@ -239,16 +239,16 @@ class LogFollower:
             await asyncio.sleep(HEADS_POLL_SECS)
             asked = set(self._followed)  # more may follow during the query
             try:
-                found = await self._node.heads_of(asked)
+                heads = await self._node.heads_of(asked)
             except DatabaseError:
                 continue
             await self._check()
-            for number, (owner, head) in found.items():
+            for number, (owner, head) in heads.items():
                 if (entry := self._followed.get(number)) is None:
                     continue
                 self.missed += entry[1].note_head(head) and owner == self._owners.get(number)
                 self._set_owner(number, owner)
-            for number in (asked & self._followed.keys()) - found.keys():
+            for number in (asked & self._followed.keys()) - heads.keys():
                 self._followed[number][1].mark_deleted()
 
     async def _check(self) -> None:
@@ -278,25 +278,25 @@ class LogFollower:
         if before is not None and before != owner:
             self._owners.pop(number)
             self._named.get(before, set()).discard(session_id)
-            self._tell(before, drop=session_id)
+            self._notify_owner(before, drop=session_id)
         if owner is not None and session_id not in self._named.get(owner, ()):
             self._owners[number] = owner
             self._named.setdefault(owner, set()).add(session_id)
-            self._tell(owner, add=session_id)
+            self._notify_owner(owner, add=session_id)
 
-    def _tell(self, owner: int, **order: str) -> None:
+    def _notify_owner(self, owner: int, **order: str) -> None:
         channel = self._channels.get(owner)
         if channel is None:
             if "drop" in order:
                 return
             channel = self._channels[owner] = self._node.channels.open(owner, FOLLOW)
-            self._tasks.spawn(self._hold(owner, channel), f"follow-node-{owner}")
+            self._tasks.spawn(self._watch_channel(owner, channel), f"follow-node-{owner}")
         try:
             channel.send_now(dumps(order))
         except ChannelLostError:
             self._forget(owner, channel)
 
-    async def _hold(self, owner: int, channel: NodeChannel) -> None:
+    async def _watch_channel(self, owner: int, channel: NodeChannel) -> None:
         """Notice the end of a channel; the next poll names its sessions again."""
         try:
             async for _ in channel:

@@ -12,7 +12,7 @@ from ..storage.schema import SessionRow, Statement
 
 def note_forked(row: SessionRow) -> Statement:
     """Note that the agent has the conversation of the session's log. Return what stores it."""
-    row.owes_history, row.has_context = 0, 1
+    row.needs_history, row.has_context = 0, 1
     return statements.change_session(row.n, owes_history=0, has_context=1, usage=row.usage)
 
 

@@ -10,8 +10,7 @@ from typing import TYPE_CHECKING
 
 import msgspec
 
-from ..agents.acp_settings import offers_for_sessions
-from ..agents.agent_settings import can_load
+from ..agents.agent_settings import can_load, has_session_capability
 from ..codec import dumps, loads
 from ..errors import Error, ErrorCode, draining, not_found
 from ..storage.fork_queries import TurnSpan
@@ -33,7 +32,7 @@ logger = logging.getLogger(__name__)
 
 
 class ForkPoint(msgspec.Struct, frozen=True):
-    """The place at which a log is forked.
+    """The point at which a log is forked.
 
     Attributes:
         source: the row of the session.
@@ -58,7 +57,7 @@ class ForkPoint(msgspec.Struct, frozen=True):
         origin = {"session_id": self.source.id, "turn_index": self.turn_index}
         row.forked_from = dumps(origin).decode()
         row.turn_count = self.turn_count
-        row.owes_history = 1
+        row.needs_history = 1
         row.read_seq = min(self.source.read_seq, self.position)
 
     def statements(self, number: int) -> list[Statement]:
@@ -122,13 +121,14 @@ class SessionForker:
             raise draining()
         await self._sessions.disk.check(source.row.app_name)
         async with source.fork_lock:  # meanwhile the source is not deleted
-            if source.row.removed_at is not None or self._sessions.loaded(source.id) is not source:
+            loaded = self._sessions.memory.get(source.id)
+            if source.row.removed_at is not None or loaded is not source:
                 raise not_found()
             point = await self._point(source, turn_index)
             fork = await self._sessions.create(source.row.app_name, request, point)
             if point.is_head and fork.row.agent == source.row.agent:
                 await self._fork_conversation(source, fork)
-        if fork.row.owes_history:
+        if fork.row.needs_history:
             fork.start_agent(None)
         return fork
 
@@ -171,14 +171,14 @@ class SessionForker:
 
     async def _fork_conversation(self, source: Session, fork: Session) -> None:
         """Let the agent fork its conversation, if it can. Otherwise its prompt contains it."""
-        if not source.row.has_context or source.row.owes_history:
+        if not source.row.has_context or source.row.needs_history:
             return
         backend = self._sessions.backend
         if fork.row.system != source.row.system and not backend.traits(fork.row.agent).takes_system:
             return  # it would not get the fork's own system prompt, which precedes a conversation
         # They are unknown after a restart of the server, until the agent is started.
         capabilities = source.agent.reported.capabilities
-        if isinstance(capabilities, dict) and not offers_for_sessions(capabilities, "fork"):
+        if isinstance(capabilities, dict) and not has_session_capability(capabilities, "fork"):
             return
         if source.agent.is_live:
             # The fork's own process loads the conversation that this one has forked.

@@ -64,7 +64,7 @@ async def _turn_text(log: SessionLog, turn_index: int, first: int, last: int) ->
         for batch in await log.read(position):
             for seq, line in enumerate(batch.lines(), batch.first):
                 if seq <= last and entries.turn_index_of(line) == turn_index:
-                    for role, text in said(line):
+                    for role, text in chat_messages_in(line):
                         if messages and messages[-1][0] == role == "Assistant":
                             messages[-1] = role, messages[-1][1] + text
                         else:
@@ -74,7 +74,7 @@ async def _turn_text(log: SessionLog, turn_index: int, first: int, last: int) ->
     return "\n\n".join(f"{role}: {text.strip()}" for role, text in messages if text.strip())
 
 
-def said(line: bytes) -> Iterator[tuple[str, str]]:
+def chat_messages_in(line: bytes) -> Iterator[tuple[str, str]]:
     """The texts of the user and of the assistant in an entry, each with the role."""
     if (event := entries.event_of(line)) is not None:
         if b'"agent_message_chunk"' not in event or entries.is_of_subagent(line):

@@ -54,7 +54,7 @@ class ImportedLog(msgspec.Struct):
         row.turn_count = len(self.turns)
         row.last_turn_at = self.last_ts / 1000 if self.turns else None
         row.closed_at, row.close_reason = row.created_at, "client"
-        row.owes_history = int(bool(self.turns))
+        row.needs_history = int(bool(self.turns))
 
     def statements(self, number: int) -> list[Statement]:
         """The statements that insert the log for the session of that number."""
@@ -194,10 +194,10 @@ def _close_log(log: ImportedLog) -> None:
 def meta_of(header: dict[str, Any]) -> dict[str, Any]:
     """The ``meta`` of an imported session, with the title."""
     meta, title = header.get("meta"), header.get("title")
-    found = dict(meta) if isinstance(meta, dict) else {}
+    fields = dict(meta) if isinstance(meta, dict) else {}
     if isinstance(title, str):
-        found.setdefault("title", title)
-    return {key: value for key, value in found.items() if value is not None}
+        fields.setdefault("title", title)
+    return {key: value for key, value in fields.items() if value is not None}
 
 
 def header_text(header: dict[str, Any], name: str) -> str | None:

@@ -29,10 +29,10 @@ class Lifetime(msgspec.Struct, frozen=True):
     @classmethod
     def of(cls, ttl_secs: Any, retention_secs: Any) -> Lifetime:
         """Return the times of a request, in which null is never."""
-        return cls(_stored(ttl_secs), _stored(retention_secs))
+        return cls(_column_value(ttl_secs), _column_value(retention_secs))
 
 
-def _stored(value: Any) -> float | None:
+def _column_value(value: Any) -> float | None:
     if value is UNSET:
         return None
     return NEVER if value is None else float(value)
@@ -40,7 +40,7 @@ def _stored(value: Any) -> float | None:
 
 def changed_times(row: SessionRow, ttl_secs: Any, retention_secs: Any) -> dict[str, float]:
     """The columns of the row that a request changes."""
-    given = {"ttl_secs": _stored(ttl_secs), "retention_secs": _stored(retention_secs)}
+    given = {"ttl_secs": _column_value(ttl_secs), "retention_secs": _column_value(retention_secs)}
     return {
         name: value
         for name, value in given.items()
@@ -51,12 +51,12 @@ def changed_times(row: SessionRow, ttl_secs: Any, retention_secs: Any) -> dict[s
 def lifetime_view(row: SessionRow, settings: Settings) -> dict[str, Any]:
     """The times that apply to a session, as clients see them; None for never."""
     return {
-        "ttl_secs": _shown(row.ttl_secs, settings.session_ttl_secs),
-        "retention_secs": _shown(row.retention_secs, settings.session_hard_ttl_secs),
+        "ttl_secs": _shown_secs(row.ttl_secs, settings.session_ttl_secs),
+        "retention_secs": _shown_secs(row.retention_secs, settings.session_hard_ttl_secs),
     }
 
 
-def _shown(own: float | None, default: float) -> float | None:
+def _shown_secs(own: float | None, default: float) -> float | None:
     value = default if own is None else own
     if value == NEVER:
         return None

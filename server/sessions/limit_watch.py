@@ -16,7 +16,7 @@ from ..sandbox.limit_signs import (
     NEAR,
     LimitKind,
     ProcessUse,
-    limits_in_words,
+    limits_named_in,
     reached_limits,
     use_by_session,
 )
@@ -46,7 +46,7 @@ class LimitNotices:
             return
         logged[kind] = text
         fields = entries.encode_fields(notice="limit", limit=kind, text=text)
-        session.log.append("notice", session.turns.current.entry_index(), fields)
+        session.log.append("notice", session.turns.current.entry_turn_index(), fields)
 
     def forget(self, session: Session, kinds: Iterable[LimitKind]) -> None:
         """Note that limits are not reached any more."""
@@ -72,17 +72,10 @@ class LimitWatch:
 
     async def examine(self) -> None:
         """Examine the processes and the new output once."""
-        sandbox = self._sessions.backend.sandbox
-        limits = sandbox.policy.limits
+        limits = self._sessions.backend.sandbox.policy.limits
         cached = tuple(self._sessions.cached.values())
         self._notices.forget_all_but(session.id for session in cached)
-        # Also an agent that has ended since the last examination: its last output may be new.
-        watched = [
-            (session, sandbox.of(session.row.app_name))
-            for session in cached
-            if self._is_watched(session)
-        ]
-        watched = [(session, sandboxed) for session, sandboxed in watched if sandboxed.is_on]
+        watched = self._watched(cached)
         self._live = {session.id for session in cached if session.agent.is_live}
         self._sizes = {
             session.id: self._sizes[session.id] for session in cached if session.id in self._sizes
@@ -91,10 +84,12 @@ class LimitWatch:
             return
         at_least = 0 if limits.memory_bytes else NEAR * limits.processes
         use, total = await asyncio.to_thread(use_by_session, AGENT_VARIABLE, at_least)
-        words = await asyncio.to_thread(self._new_words, [session.id for session, _ in watched])
+        words = await asyncio.to_thread(
+            self._read_new_output, [session.id for session, _ in watched]
+        )
         for session, sandboxed in watched:
-            self._compare(session, sandboxed, use.get(session.id, ProcessUse()), total)
-            for kind, text in limits_in_words(
+            self._note_reached(session, sandboxed, use.get(session.id, ProcessUse()), total)
+            for kind, text in limits_named_in(
                 words.get(session.id, b""), limits, counts_processes=self._counts_processes
             ):
                 self._notices.add(session, kind, text)
@@ -110,10 +105,22 @@ class LimitWatch:
         """Whether the kernel limits processes: those of root only in control groups."""
         return self._has_groups or os.geteuid() != 0
 
-    def _is_watched(self, session: Session) -> bool:
-        return session.agent.is_live or session.id in self._live
+    def _watched(self, sessions: Iterable[Session]) -> list[tuple[Session, Sandbox]]:
+        """The sessions whose agents run in a sandbox, each with its sandbox.
 
-    def _compare(self, session: Session, sandbox: Sandbox, use: ProcessUse, total: int) -> None:
+        Also those whose agent has ended since the last examination: its last output may be new.
+        """
+        sandbox = self._sessions.backend.sandbox
+        pairs = [
+            (session, sandbox.of(session.row.app_name))
+            for session in sessions
+            if session.agent.is_live or session.id in self._live
+        ]
+        return [(session, sandboxed) for session, sandboxed in pairs if sandboxed.is_on]
+
+    def _note_reached(
+        self, session: Session, sandbox: Sandbox, use: ProcessUse, total: int
+    ) -> None:
         reached = {
             kind: text
             for kind, text in reached_limits(
@@ -129,19 +136,19 @@ class LimitWatch:
         kinds: tuple[LimitKind, ...] = ("processes", "memory")
         self._notices.forget(session, [kind for kind in kinds if kind not in reached])
 
-    def _new_words(self, keys: Iterable[str]) -> dict[str, bytes]:
+    def _read_new_output(self, keys: Iterable[str]) -> dict[str, bytes]:
         """Read what agents have written to stderr since the last look. Blocking."""
-        found = {}
+        output = {}
         with contextlib.suppress(OSError), safe_files.folder(*self._folder) as folder:
             for key in keys:
                 with (
                     contextlib.suppress(OSError),
                     safe_files.open_file(f"{key}.log", folder) as file,
                 ):
-                    found[key] = self._end_of(key, file)
-        return found
+                    output[key] = self._read_tail(key, file)
+        return output
 
-    def _end_of(self, key: str, file: BinaryIO) -> bytes:
+    def _read_tail(self, key: str, file: BinaryIO) -> bytes:
         size, before = os.fstat(file.fileno()).st_size, self._sizes.get(key, 0)
         is_known = key in self._sizes
         self._sizes[key] = size

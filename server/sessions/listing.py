@@ -53,9 +53,9 @@ class SessionListing:
     async def close_all(self, app_name: str, reason: str) -> int:
         """Close the app's open sessions. Returns their number."""
         closed = 0
-        while found := await self.sessions(app_name, include_closed=False):
+        while sessions := await self.sessions(app_name, include_closed=False):
             results = await asyncio.gather(
-                *(self._sessions.close(session, reason) for session in found)
+                *(self._sessions.close(session, reason) for session in sessions)
             )
             closed += sum(results)
         return closed
@@ -94,17 +94,17 @@ class SessionListing:
                 yield listed
             return
         for row in rows:
-            session = await self._sessions.for_listing(row)
+            session = await self._sessions.listed_session(row)
             if session is not None:
                 yield session
 
     async def sessions(self, app_name: str, *, include_closed: bool) -> list[Session]:
         """The app's sessions, the newest first."""
         rows = await self._sessions.queries.sessions(app_name, include_closed=include_closed)
-        found = []
+        sessions = []
         for row in rows:
             try:
-                found.append(await self._sessions.get(row.id, app_name))
+                sessions.append(await self._sessions.get(row.id, app_name))
             except Error:
                 continue  # deleted since the query
-        return [session for session in found if include_closed or not session.is_closed]
+        return [session for session in sessions if include_closed or not session.is_closed]

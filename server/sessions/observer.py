@@ -65,12 +65,12 @@ class SessionObserver(AgentObserver):
         return self._settings.wanted
 
     @property
-    def owes_preface(self) -> bool:
-        return self._settings.owes_preface
+    def needs_preface(self) -> bool:
+        return self._settings.needs_preface
 
-    @owes_preface.setter
-    def owes_preface(self, owes: bool) -> None:
-        self._settings.owes_preface = owes
+    @needs_preface.setter
+    def needs_preface(self, needs: bool) -> None:
+        self._settings.needs_preface = needs
 
     def setting_restored(self, setting: str, value: OptionValue) -> None:
         self._settings.note_restored(setting, value)
@@ -95,7 +95,7 @@ class SessionObserver(AgentObserver):
         if self._core.is_log_complete:
             return
         fields = entries.event_fields(message, subagent)
-        self._log.append("event", self._current.entry_index(), fields)
+        self._log.append("event", self._current.entry_turn_index(), fields)
         turn = self._current.turn
         if turn is not None and not turn.first_update_at and turn.is_sent:
             turn.first_update_at = time.monotonic()
@@ -107,17 +107,18 @@ class SessionObserver(AgentObserver):
         if self._core.is_log_complete:
             return
         self._settings.note_asked()
-        index = self._current.entry_index()
+        index = self._current.entry_turn_index()
         self._requests.permissions.add_request(raw_id, params, index, is_ending=self._is_ending)
 
     def permission_decided(self, params: Any, outcome: Mapping[str, Any]) -> None:
         if not self._core.is_log_complete:
-            self._requests.permissions.note_decided(params, outcome, self._current.entry_index())
+            index = self._current.entry_turn_index()
+            self._requests.permissions.note_decided(params, outcome, index)
 
     def elicitation_requested(self, raw_id: Any, params: Any) -> None:
         if self._core.is_log_complete:
             return
-        index = self._current.entry_index()
+        index = self._current.entry_turn_index()
         self._requests.elicitations.add_request(raw_id, params, index, is_ending=self._is_ending)
 
     def conversation_forked(self) -> None:

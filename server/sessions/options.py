@@ -4,7 +4,8 @@ To add an option:
 
 1. add its field to :class:`SessionOptions`. ``POST /sessions`` accepts it from then on, and the
    session's row stores it;
-2. add it to :class:`OptionsInfo` and :func:`options_view`, which show it in the session's state;
+2. add it to ``OptionsInfo`` and ``options_view`` of ``option_views.py``, which show it in the
+   session's state;
 3. add it to :class:`OptionChanges` if ``PATCH /sessions/{id}`` may change it.
 
 A session's objects read ``core.options``, which is replaced as a whole when a client changes one.
@@ -17,14 +18,11 @@ from typing import Annotated, Any, Literal
 
 import msgspec
 
-from ..agents.agent_settings import can_load
-from ..agents.base import Backend
 from ..agents.parameters import NO_PARAMETERS, AgentParameters
 from ..codec import dumps
 from ..config import Settings
-from ..errors import Error, ErrorCode, bad_request, not_supported
-from ..mcp_servers import McpServer, Presets, ServerName, check_mcp_server
-from ..validation import Environ, check_environ
+from ..mcp_servers import McpServer, Presets, ServerName
+from ..validation import Environ
 
 MAX_LISTED = 256
 """The limit of elements in each option that is a list."""
@@ -159,12 +157,12 @@ class SessionOptions(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=Tr
         return self.workspace.git if self.workspace is not None else None
 
     @property
-    def concern_agent(self) -> bool:
+    def has_agent_options(self) -> bool:
         """Whether the agent gets them at its start, so that no prewarmed agent can serve."""
-        return any(name != "client_capabilities" for name in self.of_agent)
+        return any(name != "client_capabilities" for name in self.agent_options)
 
     @property
-    def of_agent(self) -> list[str]:
+    def agent_options(self) -> list[str]:
         """The names of the options that the agent must be started with; empty ones are none."""
         return [
             name
@@ -181,7 +179,7 @@ AGENT_OPTIONS = (
 """The options that the agent receives when it is started or loaded."""
 
 
-def asking_options(modes: Collection[str]) -> SessionOptions:
+def elicitation_options(modes: Collection[str]) -> SessionOptions:
     """Return options with which the agent may ask questions of those modes."""
     if not modes:
         return NO_OPTIONS
@@ -191,7 +189,7 @@ def asking_options(modes: Collection[str]) -> SessionOptions:
 
 def agent_parameters(options: SessionOptions, presets: Presets) -> AgentParameters:
     """Return what the session's agent gets at each start."""
-    if not options.concern_agent:
+    if not options.has_agent_options:
         return NO_PARAMETERS
     servers = options.mcp_servers or ()
     return AgentParameters(
@@ -219,169 +217,7 @@ class OptionChanges(msgspec.Struct, frozen=True, kw_only=True):
         return {name: value for name, value in values.items() if value is not msgspec.UNSET}
 
 
-class McpServerInfo(msgspec.Struct, kw_only=True):
-    """An MCP server of a session, without its secrets."""
-
-    name: str
-    type: str
-    env: Annotated[list[str], msgspec.Meta(description="The names of its variables.")] | (
-        msgspec.UnsetType
-    ) = msgspec.UNSET
-    headers: Annotated[list[str], msgspec.Meta(description="The names of its headers.")] | (
-        msgspec.UnsetType
-    ) = msgspec.UNSET
-
-
-class GitWorkspaceInfo(msgspec.Struct, kw_only=True):
-    """The repository that a session works in."""
-
-    repository: str
-    branch: str | None
-    worktree: bool
-
-
-class WorkspaceInfo(msgspec.Struct, kw_only=True):
-    """The choice of a session's folder."""
-
-    git: GitWorkspaceInfo | None
-
-
-class OptionsInfo(msgspec.Struct, kw_only=True):
-    """The options in a session's state."""
-
-    ask_timeout_secs: Annotated[
-        float, msgspec.Meta(description="Seconds for which a request waits for a client.")
-    ]
-    elicitation: Literal["off", "ask"]
-    elicitation_modes: list[Literal["form", "url"]]
-    client_capabilities: list[Literal["plan", "subagents"]]
-    mcp_servers: list[McpServerInfo]
-    allowed_tools: list[str] | None
-    max_turns: int | None
-    env: Annotated[list[str], msgspec.Meta(description="The names of the agent's variables.")]
-    additional_directories: list[str]
-    workspace: WorkspaceInfo | None
-
-
-INFO_EXAMPLE = {
-    "ask_timeout_secs": 300,
-    "elicitation": "off",
-    "elicitation_modes": ["form", "url"],
-    "client_capabilities": [],
-    "mcp_servers": [],
-    "allowed_tools": None,
-    "max_turns": None,
-    "env": [],
-    "additional_directories": [],
-    "workspace": None,
-}
-
-
-def options_view(options: SessionOptions, settings: Settings) -> dict[str, Any]:
-    """The fields of :class:`OptionsInfo`."""
-    servers = options.mcp_servers or ()
-    return {
-        "ask_timeout_secs": ask_timeout(options, settings),
-        "elicitation": options.elicitation or "off",
-        "elicitation_modes": options.elicitation_modes or list(ELICITATION_MODES),
-        "client_capabilities": options.client_capabilities or [],
-        "mcp_servers": [_server_view(server, settings.mcp_servers) for server in servers],
-        "allowed_tools": options.allowed_tools,
-        "max_turns": options.max_turns,
-        "env": sorted(options.env or ()),
-        "additional_directories": options.additional_directories or [],
-        "workspace": _workspace_view(options.workspace),
-    }
-
-
-def _workspace_view(choice: WorkspaceChoice | None) -> dict[str, Any] | None:
-    if choice is None or choice.git is None:
-        return None
-    git = choice.git
-    return {"git": {"repository": git.repository, "branch": git.branch, "worktree": git.worktree}}
-
-
-def _server_view(server: McpServer | str, presets: Presets) -> dict[str, Any]:
-    if isinstance(server, McpServer):
-        return server.view()
-    preset = presets.get(server)  # its variables are the operator's
-    return {"name": server, "type": "preset" if preset is None else preset.type}
-
-
 def ask_timeout(options: SessionOptions, settings: Settings) -> float:
     """The seconds for which a request of the agent waits for a client."""
     own = options.ask_timeout_secs
     return settings.permission_timeout_secs if own is None else own
-
-
-def check_elicitation(options: SessionOptions, backend: Backend) -> None:
-    """Check that the questions of agents can come to sessions.
-
-    Raises:
-        Error: ``not_supported``.
-    """
-    if options.announced_modes and not backend.can_ask:
-        raise not_supported('elicitation: "ask" is not supported by the cli backend')
-
-
-def check_can_reload(capabilities: Any) -> None:
-    """Check that an agent can be started again with its conversation, to learn of new options.
-
-    Args:
-        capabilities: the ``agentCapabilities`` that it reported.
-
-    Raises:
-        Error: ``not_supported``.
-    """
-    if isinstance(capabilities, dict) and not can_load(capabilities):
-        raise not_supported(
-            "elicitation: the agent must be started again for that, and it cannot load its"
-            " conversation: open a new session"
-        )
-
-
-def check_options(options: SessionOptions, settings: Settings) -> None:
-    """Check what the types of the options cannot express.
-
-    Raises:
-        Error: ``bad_request`` or ``payload_too_large``.
-    """
-    servers = options.mcp_servers or []
-    if len(servers) > settings.max_mcp_servers:
-        raise bad_request(f"mcp_servers: at most {settings.max_mcp_servers}")
-    names = set()
-    for server in servers:
-        _check_server(server, settings.mcp_servers)
-        name = server.name if isinstance(server, McpServer) else server
-        if name in names:
-            raise bad_request(f"mcp_servers: two of them have the name {name!r}")
-        names.add(name)
-    check_environ(options.env or {})
-    limit = settings.max_options_bytes
-    if len(options.encode() or "") > limit:
-        raise Error(ErrorCode.PAYLOAD_TOO_LARGE, f"the options have at most {limit} bytes of JSON")
-
-
-def check_for_agent(options: SessionOptions, backend: Backend, agent: str) -> None:
-    """Check that the agent takes the options, as far as this is known before it starts.
-
-    Raises:
-        Error: ``not_supported``.
-    """
-    for name in options.of_agent:
-        if name in backend.unsupported_options:
-            raise not_supported(f"{name}: not supported by the cli backend")
-        takes = backend.traits(agent).takes_claude_options
-        if name in ("allowed_tools", "max_turns") and not takes:
-            raise not_supported(f"{name}: the agent {agent!r} does not support it")
-
-
-def _check_server(server: McpServer | str, presets: Presets) -> None:
-    if isinstance(server, McpServer):
-        try:
-            check_mcp_server(server)
-        except ValueError as error:
-            raise bad_request(f"mcp_servers: {server.name!r}: {error}") from None
-    elif server not in presets:
-        known = ", ".join(sorted(presets)) or "none"
-        raise bad_request(f"mcp_servers: there is no preset {server!r}; known presets: {known}")

@@ -63,7 +63,7 @@ class OwnLimits:
             return 0
         return max(0, Counter(map(self._app_of, staying))[app_name] - self.of(app_name))
 
-    def choose(self, staying: Collection[Any], idle: Iterable[Any]) -> list[Any]:
+    def choose_evictions(self, staying: Collection[Any], idle: Iterable[Any]) -> list[Any]:
         """The idle holders of all apps that must free their slots because of a changed limit."""
         chosen: list[Any] = []
         for app_name in tuple(self.changed):

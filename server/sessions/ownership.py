@@ -42,15 +42,15 @@ class SessionOwnership:
         self._node = node
         self._releaser = SessionReleaser(sessions, node)
         self._is_due = asyncio.Event()
-        node.on_event[WAITING] = lambda _: self.notice()
+        node.on_event[WAITING] = lambda _: self.run_soon()
         node.free_slots = lambda: sessions.slots.free
 
-    def notice(self) -> None:
-        """Tend the sessions now: something has changed."""
+    def run_soon(self) -> None:
+        """Begin a round now: something has changed."""
         self._is_due.set()
 
     async def run(self) -> None:
-        """Tend the sessions in rounds, and when another node has released some; forever."""
+        """Begin rounds, and one when another node has released sessions; forever."""
         for number in itertools.count():
             self._is_due.clear()
             try:
@@ -62,13 +62,13 @@ class SessionOwnership:
                 if number % PROOF_ROUNDS == 0:
                     await self._node.bus.prove_listener()
                 await self._node.bus.sweep()
-                idle = await self.tend()
+                idle = await self.take_over_work()
                 if not self._node.is_draining:
                     await self._releaser.release_unused(idle)
             except (DatabaseError, Error) as error:
                 logger.warning("the cluster's tables cannot be read: %s", error)
 
-    async def count(self) -> None:
+    async def count_sessions(self) -> None:
         """Read the number of open sessions on all nodes again and again, forever."""
         sessions = self._sessions
         while True:
@@ -78,22 +78,22 @@ class SessionOwnership:
                 logger.debug("open sessions cannot be counted: %s", error)
             await asyncio.sleep(COUNT_SECS)
 
-    async def tend(self) -> list[str]:
+    async def take_over_work(self) -> list[str]:
         """Take over what is left of other nodes, once.
 
         Returns:
             The sessions of this node without unfinished work in the database.
         """
-        found = await self._node.look()
-        if found.has_orphans:
+        state = await self._node.look()
+        if state.has_orphans:
             await self._node.take_over_sessions()
-            found = await self._node.look()
+            state = await self._node.look()
         if not self._node.is_draining:
-            left = [session_id for session_id, has_work in found.owned if has_work]
+            left = [session_id for session_id, has_work in state.owned if has_work]
             await self._look_up_all(
-                [*(one for one in left if self._sessions.loaded(one) is None), *found.waiting]
+                [*(one for one in left if one not in self._sessions.memory), *state.waiting]
             )
-        return [session_id for session_id, has_work in found.owned if not has_work]
+        return [session_id for session_id, has_work in state.owned if not has_work]
 
     async def _look_up_all(self, ids: Sequence[str]) -> None:
         for start in range(0, len(ids), LOOK_UPS_AT_ONCE):
@@ -101,7 +101,7 @@ class SessionOwnership:
             await asyncio.gather(*(self._look_up(session_id) for session_id in several))
 
     async def _look_up(self, session_id: str) -> None:
-        """Load a session, which recovers or adopts it."""
+        """Load a session, which ends or continues what was left in it."""
         try:
             await self._sessions.find(session_id)
         except Error:
@@ -126,10 +126,10 @@ class SessionOwnership:
             await self._sessions.uses.wait_released(session_id)
         # A session that is being loaded may take up a turn.
         await asyncio.gather(*self._sessions.loading.values(), return_exceptions=True)
-        sessions = tuple(self._sessions.in_memory())
+        sessions = tuple(self._sessions.memory.all())
         await asyncio.gather(*(self._hand_over_one(session, timeout) for session in sessions))
         for session_id, _ in (await self._node.look()).owned:
-            if (session := self._sessions.loaded(session_id)) is not None:
+            if (session := self._sessions.memory.get(session_id)) is not None:
                 await self._hand_over_one(session, timeout)
         await self._sessions.writer.commit([self._release_rest()])
         await self._node.notify_all(WAITING)
@@ -138,8 +138,8 @@ class SessionOwnership:
         has_waiting = await session.succession.hand_over(timeout)
         await session.agent.end()
         await session.log.reach(session.log.last)
-        self._sessions.hide(session.id)
-        self._sessions.unhide(session.id)
+        self._sessions.memory.hide(session.id)
+        self._sessions.memory.unhide(session.id)
         release = self._node.owner_statement(session.row.n, None)
         await self._sessions.writer.commit([release])
         if has_waiting:

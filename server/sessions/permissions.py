@@ -95,7 +95,7 @@ def _options(request: Mapping[str, Any]) -> list[Mapping[str, Any]]:
     return [option for option in offered if isinstance(option, dict) and "optionId" in option]
 
 
-def choose(request: Mapping[str, Any], verb: str) -> dict[str, Any]:
+def select_option(request: Mapping[str, Any], verb: str) -> dict[str, Any]:
     """Return the outcome that allows or rejects *request*, only once if that is offered.
 
     Args:
@@ -108,7 +108,9 @@ def choose(request: Mapping[str, Any], verb: str) -> dict[str, Any]:
     return {"outcome": "cancelled"}
 
 
-def by_policy(policy: str, request: Mapping[str, Any], call: Mapping[str, Any]) -> dict[str, Any]:
+def outcome_by_policy(
+    policy: str, request: Mapping[str, Any], call: Mapping[str, Any]
+) -> dict[str, Any]:
     """Return the outcome of *request* by a session's policy.
 
     Args:
@@ -116,10 +118,10 @@ def by_policy(policy: str, request: Mapping[str, Any], call: Mapping[str, Any]) 
         call: the request's tool call, with the fields that were reported before.
     """
     if policy == "approve-all":
-        return choose(request, "allow")
+        return select_option(request, "allow")
     if policy == "approve-reads":
-        return choose(request, "allow" if _is_read(call.get("kind")) else "reject")
-    return choose(request, "reject")
+        return select_option(request, "allow" if _is_read(call.get("kind")) else "reject")
+    return select_option(request, "reject")
 
 
 def _is_read(kind: Any) -> bool:
@@ -205,7 +207,7 @@ class Permissions(PendingRequests[PendingPermission]):
         return PendingPermission(carried.raw_id, carried.request, carried.call, *of_turn)
 
     def _on_timeout(self, pending: PendingPermission) -> Mapping[str, Any]:
-        return choose(pending.request, "reject")
+        return select_option(pending.request, "reject")
 
     def pending(self) -> list[dict[str, Any]]:
         """The waiting requests, as clients see them."""
@@ -225,21 +227,21 @@ class Permissions(PendingRequests[PendingPermission]):
             params: of ``session/request_permission``, as the agent sent them; not validated.
             is_ending: the turn is being ended, so the request is cancelled.
         """
-        pending = self._note(raw_id, params, turn_index)
+        pending = self._add_request(raw_id, params, turn_index)
         if is_ending:
             self._finish(pending, self.cancelled, "cancel")
         elif self._row.permission == "ask" and len(self._pending) > MAX_PENDING:
-            self._finish(pending, choose(pending.request, "reject"), "policy")
+            self._finish(pending, select_option(pending.request, "reject"), "policy")
         elif self._row.permission == "ask":
             pending.request = shortened(pending.request, HELD_BYTES)
             self._wait(pending)
         else:
-            decided = by_policy(self._row.permission, pending.request, pending.call)
+            decided = outcome_by_policy(self._row.permission, pending.request, pending.call)
             self._finish(pending, decided, "policy")
 
     def note_decided(self, params: Any, outcome: Mapping[str, Any], turn_index: int) -> None:
         """Log a request that the backend has resolved by the policy already."""
-        self._finish(self._note(None, params, turn_index), outcome, "policy")
+        self._finish(self._add_request(None, params, turn_index), outcome, "policy")
 
     def resolve(self, request_id: str, *, option_id: str | None = None) -> None:
         """Resolve a request for a client; without an option it is cancelled.
@@ -255,7 +257,7 @@ class Permissions(PendingRequests[PendingPermission]):
             raise bad_request("the permission request has no such option")
         self._finish(pending, {"outcome": "selected", "optionId": option_id}, "client")
 
-    def _note(self, raw_id: Any, params: Any, turn_index: int) -> PendingPermission:
+    def _add_request(self, raw_id: Any, params: Any, turn_index: int) -> PendingPermission:
         request = params if isinstance(params, dict) else {}
         call = self.calls.merged(request)
         self.calls.note(call)

@@ -161,7 +161,7 @@ class Prewarmer:
         self.making: set[str] = set()
         self._count = count
         # The announcements of the newest sessions: the pool has agents in the same proportion.
-        self._wanted = deque([Announcement()] * count, maxlen=count)
+        self._recent_announcements = deque([Announcement()] * count, maxlen=count)
         self._backend = backend
         self._writer = writer
         self._slots = slots
@@ -187,7 +187,7 @@ class Prewarmer:
             abandoned: ids of prewarmed agents, and of forks, that never became sessions.
             recent: the announcements of the newest sessions of the default agent, the oldest first.
         """
-        self._wanted.extend(recent)
+        self._recent_announcements.extend(recent)
         known = [agent.id for agent in self.agents]  # of an earlier version of the server
         if abandoned := [session_id for session_id in abandoned if session_id not in known]:
             self._tasks.spawn(self.delete_data(abandoned), "prewarm-clear")
@@ -205,7 +205,7 @@ class Prewarmer:
         fitting = [prewarmed for prewarmed in self.agents if prewarmed.spec.agent == agent]
         if not fitting:
             return None
-        self._wanted.append(announced)
+        self._recent_announcements.append(announced)
         for prewarmed in fitting:
             if prewarmed.announced == announced and prewarmed.can_hibernate:
                 prewarmed.reserve()
@@ -236,7 +236,7 @@ class Prewarmer:
         spec = _spec(carried.id, carried.agent, carried.cwd, announced)
         if self._count and self._backend.has_process(carried.id):
             prewarmed = PrewarmedAgent(self, self._backend, spec)
-            self._wanted.append(announced)
+            self._recent_announcements.append(announced)
             self._slots.restore(prewarmed)
             await self._backend.restore(carried.id)
             for message in carried.messages:
@@ -249,7 +249,7 @@ class Prewarmer:
 
         An agent that the newest sessions did not want is replaced.
         """
-        wanted = Counter(self._wanted)
+        wanted = Counter(self._recent_announcements)
         for prewarmed in tuple(self.agents):
             if wanted[prewarmed.announced] > 0:
                 wanted[prewarmed.announced] -= 1
@@ -268,17 +268,17 @@ class Prewarmer:
     async def _fill(self) -> None:
         while self.missing and not self._is_draining():
             try:
-                if not await self._add(await self._choose_agent(None)):
+                if not await self._start_one(await self._choose_agent(None)):
                     return
             except Error as error:  # the next session or sweep calls fill() again
                 logger.warning("no agent can be prewarmed: %s", error.message)
                 return
 
-    async def _add(self, agent: str) -> bool:
+    async def _start_one(self, agent: str) -> bool:
         """Start one more agent; False if no slot is free."""
         session_id = str(uuid.uuid4())
         folder = self._workspaces.path(session_id)
-        wanted = Counter(self._wanted)
+        wanted = Counter(self._recent_announcements)
         wanted.subtract(prewarmed.announced for prewarmed in self.agents)
         spec = _spec(
             session_id, agent, str(folder), max(wanted, key=lambda announced: wanted[announced])

@@ -51,11 +51,11 @@ class SessionQuotas:
         """Set the number of each app's open sessions, as the database has it."""
         self._open = Counter(counts)
 
-    async def reserve_session(self, app_name: str, place: str) -> None:
+    async def reserve_session(self, app_name: str, reservation: str) -> None:
         """Count one more open session.
 
         Args:
-            place: its name in the limits of a cluster, until :meth:`free_place`.
+            reservation: its name in the limits of a cluster, until :meth:`free_reservation`.
 
         Raises:
             Error: ``pool_full``; the limit of the server or of the app is reached. ``internal``;
@@ -64,8 +64,8 @@ class SessionQuotas:
         limit: str | None = None
         if self.shared is not None:
             limit = await to_completion(
-                self.shared.take_session(
-                    place,
+                self.shared.reserve_session(
+                    reservation,
                     app_name,
                     per_app=self._max_sessions_of(app_name),
                     total=self._max_sessions,
@@ -82,10 +82,10 @@ class SessionQuotas:
         if self.shared is None:
             self._open[app_name] += 1
 
-    async def free_place(self, place: str) -> None:
-        """Free the place of a session, which is stored or was not opened."""
+    async def free_reservation(self, reservation: str) -> None:
+        """Free the reservation of a session, which is stored or was not opened."""
         if self.shared is not None:
-            await to_completion(self.shared.free(free_session(place)))
+            await to_completion(self.shared.free(free_session(reservation)))
 
     def _max_sessions_of(self, app_name: str) -> int:
         own = self._accounts.limits_of(app_name).sessions
@@ -106,7 +106,7 @@ class SessionQuotas:
         if rate is None:
             per_minute = self._prompts_per_min_of(app_name)
             rate = self._prompt_rates[app_name] = TokenBucket(per_minute / 60, per_minute)
-        if not rate.allows():
+        if not rate.try_acquire():
             raise self._rate_limited(app_name)
 
     def check_has_prompts(self, app_name: str) -> None:
@@ -129,7 +129,7 @@ class SessionQuotas:
                 out of reach.
         """
         assert self.shared is not None
-        if not await self.shared.take_prompt(app_name, self._prompts_per_min_of(app_name)):
+        if not await self.shared.count_prompt(app_name, self._prompts_per_min_of(app_name)):
             raise self._rate_limited(app_name)
 
     def _rate_limited(self, app_name: str) -> Error:

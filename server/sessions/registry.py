@@ -7,12 +7,11 @@ import logging
 import time
 from collections.abc import Callable, Mapping
 from functools import partial
-from weakref import WeakValueDictionary
 
 from ..accounts.accounts import Accounts
 from ..agents.base import Backend
 from ..agents.selection import AgentSelection
-from ..cluster.membership import ALONE, Cluster, ElsewhereError
+from ..cluster.membership import SINGLE_SERVER, Cluster, OtherNodeError
 from ..config import Settings
 from ..data_dir import DataDir
 from ..errors import Error, ErrorCode, draining, not_found
@@ -31,6 +30,7 @@ from .figures import SessionFigures
 from .forking import ForkPoint, SessionForker
 from .imports import ImportedLog
 from .listing import SessionListing
+from .loaded_sessions import LoadedSessions
 from .ownership import SessionOwnership
 from .prewarm import Prewarmer
 from .reloadable import ReloadableSessions
@@ -53,6 +53,7 @@ class SessionRegistry:
         tasks: cancelled when the server stops.
         closing: the tasks that close sessions. The server waits for them before it stops.
         is_draining: the server is stopping; no new work is accepted.
+        memory: the sessions that are loaded.
         remote: the sessions of the cluster's other nodes; None without a cluster.
         ownership: decides which sessions this node owns; None without a cluster.
         reloadable: the sessions during a reload.
@@ -68,7 +69,7 @@ class SessionRegistry:
         metrics: Metrics,
         backend: Backend,
         clock: Callable[[], float] = time.time,
-        cluster: Cluster = ALONE,
+        cluster: Cluster = SINGLE_SERVER,
         accounts: Accounts | None = None,
     ) -> None:
         self.cluster = cluster
@@ -105,40 +106,11 @@ class SessionRegistry:
         self.remover.steps.append(self._creator.remove_worktree_of)
         self.listing, self.figures = SessionListing(self), SessionFigures(self)
         self.forker = SessionForker(self)
-        # Sessions in memory. Only the cache keeps one alive, but as long as anything refers to a
-        # session, a look-up by id must return the same object.
-        self._loaded: WeakValueDictionary[str, Session] = WeakValueDictionary()
-        self.accounts.on_exceeded.append(partial(refuse_unsent, self._loaded, self.accounts))
-        self._cache: dict[str, Session] = {}
+        self.memory = LoadedSessions()
+        self.accounts.on_exceeded.append(partial(refuse_unsent, self.memory, self.accounts))
         self.reloadable = ReloadableSessions(self, self._context)
         self.loading: dict[str, asyncio.Task[Session | None]] = {}
-        # Ids of rows that must not be found: being created, or being deleted.
-        self._hidden: set[str] = set()
         self.uses = SessionUses()
-
-    def hide(self, session_id: str) -> None:
-        """Let no look-up find a session: it is being created, or deleted."""
-        self._hidden.add(session_id)
-        self.forget(session_id)
-
-    def forget(self, session_id: str) -> None:
-        """Let look-ups load a session again."""
-        self._loaded.pop(session_id, None)
-        self._cache.pop(session_id, None)
-
-    def is_hidden(self, session_id: str) -> bool:
-        return session_id in self._hidden
-
-    def unhide(self, session_id: str) -> None:
-        self._hidden.discard(session_id)
-
-    def loaded(self, session_id: str) -> Session | None:
-        """The session of that id if it is in memory; otherwise None."""
-        return self._loaded.get(session_id)
-
-    def in_memory(self) -> list[Session]:
-        """The sessions in memory. One may run a turn without being cached."""
-        return list(self._loaded.values())
 
     async def start(self, inherited: Inherited | None = None) -> None:
         """Load the counters, and end the turns that an earlier server left unfinished.
@@ -149,7 +121,8 @@ class SessionRegistry:
         move = statements.relocate_workspaces(str(self.workspaces.path("")))
         if self.cluster.number is None:
             await self.writer.commit([move])
-        self._hidden.update(row.id for row in await self.queries.removed_sessions())
+        for row in await self.queries.removed_sessions():
+            self.memory.hide(row.id)
         self.quotas.set_open_sessions(await self.queries.open_counts())
         self._creator.last_number = await self.queries.last_session_number()
 
@@ -158,9 +131,9 @@ class SessionRegistry:
             return row.cwd if row is not None else None
 
         await self._context.snapshots.start(folder_of)
-        found = await self.queries.sessions_to_recover() if self.cluster.number is None else ()
+        unfinished = await self.queries.sessions_to_recover() if self.cluster.number is None else ()
         # A node of a cluster finds those that it owns at each beat.
-        await self.reloadable.recover(inherited, found)
+        await self.reloadable.recover(inherited, unfinished)
         await self.writer.flush()
 
     async def stop(self) -> None:
@@ -172,7 +145,7 @@ class SessionRegistry:
         timeout = self.settings.drain_secs
         if self.ownership is not None:
             await self.ownership.hand_over(timeout)
-        await asyncio.gather(*(session.succession.drain(timeout) for session in self.in_memory()))
+        await asyncio.gather(*(session.succession.drain(timeout) for session in self.memory.all()))
         await self.closing.finish(FINISH_CLOSING_SECS)
         await self.tasks.finish(0)
         await self._context.snapshots.stop()
@@ -188,7 +161,7 @@ class SessionRegistry:
     @property
     def cached(self) -> Mapping[str, Session]:
         """The sessions that stay in memory without being used, by their ids."""
-        return self._cache
+        return self.memory.cached
 
     # Finding
 
@@ -200,9 +173,9 @@ class SessionRegistry:
 
         Raises:
             Error: ``not_found``, also for another app's session.
-            ElsewhereError: another node of the cluster runs it.
+            OtherNodeError: another node of the cluster runs it.
         """
-        session = self._loaded.get(session_id)
+        session = self.memory.get(session_id)
         if session is None or session.row.app_name != app_name:
             # The query makes another app's session take the same time as an unknown id.
             if not await self.queries.has_session(app_name, session_id):
@@ -210,20 +183,20 @@ class SessionRegistry:
             session = await self.find(session_id)
         if session is None:  # deleted since the query
             raise not_found()
-        self._cache[session_id] = session
+        self.memory.cache(session)
         if is_used and self.ownership is not None:
-            self.uses.note_found(session_id)
+            self.uses.note_lookup(session_id)
         return session
 
-    async def viewed(self, session_id: str, app_name: str) -> Session | RemoteSession:
-        """Return a session of the app to be followed, also one that another node runs.
+    async def get_viewed(self, session_id: str, app_name: str) -> Session | RemoteSession:
+        """Return a session of the app for a client that follows it, also if another node runs it.
 
         Raises:
             Error: ``not_found``; ``draining`` if its node is out of reach.
         """
         try:
             return await self.get(session_id, app_name, is_used=False)
-        except ElsewhereError as error:
+        except OtherNodeError as error:
             session = await self.remote.get(error) if self.remote is not None else None
             if session is None:
                 raise not_found() from None
@@ -233,12 +206,12 @@ class SessionRegistry:
         """Return a session of any app, or None.
 
         Raises:
-            ElsewhereError: another node of the cluster runs it.
+            OtherNodeError: another node of the cluster runs it.
         """
-        while session_id not in self._hidden:
-            session = self._loaded.get(session_id)
+        while not self.memory.is_hidden(session_id):
+            session = self.memory.get(session_id)
             if session is not None:
-                self._cache[session_id] = session
+                self.memory.cache(session)
                 return session
             await self.uses.wait_released(session_id)
             task = self.loading.get(session_id)
@@ -258,8 +231,10 @@ class SessionRegistry:
             return None
         session = await self._from_row(row)
         if self.cluster.number is not None:
-            take_up = session.succession.adopt if was_free else session.succession.recover
-            await take_up()
+            if was_free:
+                await session.succession.continue_waiting()
+            else:
+                await session.succession.recover()
         self.add(session)
         self.cluster.announce(row.n)  # those that follow it need not notice by themselves
         return session
@@ -276,16 +251,16 @@ class SessionRegistry:
 
     def add(self, session: Session) -> None:
         """Let look-ups find a session."""
-        self._loaded[session.id] = self._cache[session.id] = session
+        self.memory.add(session)
         self.changes.add(session)
 
     # Listing
 
-    async def for_listing(self, row: SessionRow) -> Session | None:
+    async def listed_session(self, row: SessionRow) -> Session | None:
         """A session to be listed. A closed one, or one of no node, is not kept in memory."""
-        if row.id in self._loaded or (row.closed_at is None and self.cluster.number is None):
+        if row.id in self.memory or (row.closed_at is None and self.cluster.number is None):
             return await self.find(row.id)
-        return None if row.id in self._hidden else await self._from_row(row)
+        return None if self.memory.is_hidden(row.id) else await self._from_row(row)
 
     # Creating
 
@@ -304,9 +279,9 @@ class SessionRegistry:
         if self.is_draining:
             raise draining()
         draft = await self._creator.check(request)
-        await self.quotas.reserve_session(app_name, draft.place)
+        await self.quotas.reserve_session(app_name, draft.reservation)
         self._creator.reserve_agent(app_name, draft, is_fork=fork is not None)
-        self.hide(draft.id)
+        self.memory.hide(draft.id)
         try:
             row = await self._creator.store(app_name, draft, fork)
             about = {"session": row.id, "app": app_name}
@@ -320,12 +295,12 @@ class SessionRegistry:
             self.add(session)
         except BaseException:
             self.quotas.release_session(app_name)
-            await self.quotas.free_place(draft.place)
+            await self.quotas.free_reservation(draft.reservation)
             raise
         finally:
-            self.unhide(draft.id)
+            self.memory.unhide(draft.id)
         if self.ownership is not None:
-            self.uses.note_found(session.id)
+            self.uses.note_lookup(session.id)
         if fork is None:
             session.start_agent(draft.prewarmed)
         if draft.folder is not None or request.options.git is not None:
@@ -344,7 +319,7 @@ class SessionRegistry:
             raise draining()
         if not session.is_closed or session.is_reopening:
             raise Error(ErrorCode.CONFLICT, "the session is open")
-        if session.row.removed_at is not None or session.id in self._hidden:
+        if session.row.removed_at is not None or self.memory.is_hidden(session.id):
             raise not_found()
         session.is_reopening = True
         try:
@@ -354,12 +329,12 @@ class SessionRegistry:
             try:
                 await to_completion(session.reopen())
             finally:
-                await self.quotas.free_place(session.id)
+                await self.quotas.free_reservation(session.id)
                 if session.is_closed:
                     self.quotas.release_session(session.row.app_name)
         finally:
             session.is_reopening = False
-        self._cache[session.id] = session
+        self.memory.cache(session)
 
     # Ending
 
@@ -372,7 +347,7 @@ class SessionRegistry:
             if is_first and session.is_closed:
                 self.quotas.release_session(session.row.app_name)
                 if session.is_stored and not session.subscribers:
-                    self._cache.pop(session.id, None)
+                    self.memory.uncache(session.id)
         return is_first
 
     async def close_by_id(self, session_id: str, reason: str) -> bool:
@@ -391,9 +366,5 @@ class SessionRegistry:
 
         A node of a cluster releases them instead.
         """
-        if self.ownership is not None:
-            return
-        for session_id, session in tuple(self._cache.items()):
-            in_use = session.is_busy or session.subscribers or session.agent.is_live
-            if session.is_stored and not in_use:
-                del self._cache[session_id]
+        if self.ownership is None:
+            self.memory.uncache_unused()

@@ -42,15 +42,15 @@ class SessionReleaser:
                 has no unfinished work. Those among them that are not in memory are released, too.
         """
         sessions = self._sessions
-        if any(map(self._is_unused, sessions.in_memory())):
+        if any(map(self._is_unused, sessions.memory.all())):
             try:
                 await sessions.writer.commit(())  # what they have written is stored before
                 await to_completion(self._release_loaded())
             except Error as error:
                 logger.info("idle sessions were not released: %s", error.message)
-        forgotten = [one for one in without_work if self._is_forgotten(one)]
-        if forgotten:
-            await to_completion(self._release_forgotten(forgotten))
+        unloaded = [known for known in without_work if self._is_unloaded(known)]
+        if unloaded:
+            await to_completion(self._release_unloaded(unloaded))
         sessions.uses.begin_round()
 
     def _is_unused(self, session: Session) -> bool:
@@ -71,25 +71,25 @@ class SessionReleaser:
             or session.id in self._sessions.uses
         )
 
-    def _is_forgotten(self, session_id: str) -> bool:
+    def _is_unloaded(self, session_id: str) -> bool:
         sessions = self._sessions
         return not (
-            sessions.loaded(session_id) is not None
+            sessions.memory.get(session_id) is not None
             or session_id in sessions.loading
             or session_id in sessions.uses
             or session_id in sessions.uses.releasing
-            or sessions.is_hidden(session_id)
+            or sessions.memory.is_hidden(session_id)
         )
 
     async def _release_loaded(self) -> None:
         # A session may have been used while the commit before was carried out.
-        chosen = [session for session in self._sessions.in_memory() if self._is_unused(session)]
+        chosen = [session for session in self._sessions.memory.all() if self._is_unused(session)]
         if not chosen:
             return
         with self._releasing(session.id for session in chosen):
             for session in chosen:
                 session.tenure.move_to(TenureState.RELEASING)
-                self._sessions.forget(session.id)
+                self._sessions.memory.forget(session.id)
             release = [self._node.owner_statement(session.row.n, None) for session in chosen]
             try:
                 await self._sessions.writer.commit(release)
@@ -100,9 +100,9 @@ class SessionReleaser:
                 raise
             for session in chosen:
                 session.tenure.move_to(TenureState.RELEASED)
-                self._follow_on(session)
+                self._follow_next_owner(session)
 
-    def _follow_on(self, session: Session) -> None:
+    def _follow_next_owner(self, session: Session) -> None:
         """Let the clients of a released session see what its next owner writes."""
         session.snapshots.note_changed()
         assert self._sessions.remote is not None
@@ -115,7 +115,7 @@ class SessionReleaser:
         )
         session.log.release(source)
 
-    async def _release_forgotten(self, ids: list[str]) -> None:
+    async def _release_unloaded(self, ids: list[str]) -> None:
         with self._releasing(ids):
             await self._node.release(ids)
 

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 
 import msgspec
 
-from ..reload.state import Inherited, Passed
+from ..reload.state import Inherited, PassedDescriptors
 from ..storage.schema import SessionRow
 from .context import SessionContext
 from .prewarm import CarriedPrewarmed
@@ -45,12 +45,13 @@ class ReloadableSessions:
     def is_settled(self) -> bool:
         registry = self._registry
         is_quiet = registry.closing.is_empty and registry.snapshots.is_idle
-        return is_quiet and all(session.continuation.is_settled for session in registry.in_memory())
+        loaded = registry.memory.all()
+        return is_quiet and all(session.continuation.is_settled for session in loaded)
 
     async def freeze(self) -> None:
         registry = self._registry
         self._context.is_reloading = registry.slots.is_frozen = True
-        for session in registry.in_memory():
+        for session in registry.memory.all():
             session.continuation.suspend()
         try:
             async with asyncio.timeout(SUSPEND_SECS):
@@ -60,18 +61,18 @@ class ReloadableSessions:
             logger.warning("some sessions could not be suspended; their turns begin again")
 
     def _is_suspended(self) -> bool:
-        return all(session.continuation.is_suspended for session in self._registry.in_memory())
+        return all(session.continuation.is_suspended for session in self._registry.memory.all())
 
     def thaw(self) -> None:
         registry = self._registry
         self._context.is_reloading = registry.slots.is_frozen = False
-        for session in registry.in_memory():
+        for session in registry.memory.all():
             session.continuation.resume()
         registry.slots.reconsider()
 
-    def pack(self, passed: Passed) -> CarriedSessions:
+    def pack(self, passed: PassedDescriptors) -> CarriedSessions:
         registry = self._registry
-        needed = [session for session in registry.in_memory() if session.continuation.is_needed]
+        needed = [session for session in registry.memory.all() if session.continuation.is_needed]
         return CarriedSessions(
             sessions=[session.continuation.pack() for session in needed],
             prewarmed=registry.prewarmer.pack(),
@@ -98,8 +99,8 @@ class ReloadableSessions:
             if stored is not None and stored.closed_at is None:
                 await self._continue(await self._registry.load(stored), state)
         for session_id in tuple(self._registry.snapshots.finished):  # those without other work
-            if (found := await self._registry.find(session_id)) is not None:
-                await found.succession.log_undo()
+            if (restored := await self._registry.find(session_id)) is not None:
+                await restored.succession.log_undo()
         backend = self._registry.backend
         backend.resume()
         await backend.end_unclaimed()

@@ -88,7 +88,7 @@ class RemoteLists:
         for row in rows:
             if (state := states.get(row.id)) is not None:
                 yield ListedSession(row, state)
-            elif (session := await self._sessions.for_listing(row)) is not None:
+            elif (session := await self._sessions.listed_session(row)) is not None:
                 yield session
 
     async def _ask(self, owner: int, ids: list[str]) -> list[dict[str, Any]]:
@@ -97,8 +97,8 @@ class RemoteLists:
         try:
             async with asyncio.timeout(ANSWER_SECS):
                 channel.send_now(dumps(ids))
-                found: list[dict[str, Any]] = loads(await channel.receive() or b"[]")
-                return found
+                states: list[dict[str, Any]] = loads(await channel.receive() or b"[]")
+                return states
         except (ChannelLostError, TimeoutError):
             return []
         finally:
@@ -106,12 +106,12 @@ class RemoteLists:
 
     async def _serve_views(self, channel: NodeChannel) -> None:
         ids: list[str] = loads(await channel.receive() or b"[]")
-        found = [
+        sessions = [
             session
             for session_id in ids
-            if (session := self._sessions.loaded(session_id)) is not None
+            if (session := self._sessions.memory.get(session_id)) is not None
         ]
-        await channel.send(dumps([session.view() for session in found]))
+        await channel.send(dumps([session.view() for session in sessions]))
         channel.end()
 
     # Changes
@@ -149,12 +149,12 @@ class RemoteLists:
                 asyncio.get_running_loop().call_later(OPEN_AGAIN_SECS, self._is_due.set)
 
     async def _report(self, app_name: str, states: Sequence[dict[str, Any]]) -> None:
-        found = []
+        listed = []
         for state in states:
             row = await self._sessions.queries.session(state["session_id"])
             if row is not None and row.app_name == app_name:
-                found.append(ListedSession(row, state))
-        self._sessions.changes.report(app_name, found)
+                listed.append(ListedSession(row, state))
+        self._sessions.changes.report(app_name, listed)
 
     async def _serve_list(self, channel: NodeChannel) -> None:
         app_name = (await channel.receive() or b"").decode()
@@ -166,7 +166,7 @@ class RemoteLists:
 
         open_sessions = [
             session
-            for session in self._sessions.in_memory()
+            for session in self._sessions.memory.all()
             if session.row.app_name == app_name and not session.is_closed
         ]
         notify(open_sessions)

@@ -8,8 +8,8 @@ from typing import Protocol
 from weakref import WeakValueDictionary
 
 from ..cluster.channels import ChannelLostError
-from ..cluster.membership import ElsewhereError
-from ..cluster.node import ClusterNode, out_of_reach
+from ..cluster.membership import OtherNodeError
+from ..cluster.node import ClusterNode, node_unreachable
 from ..codec import dumps, loads
 from ..storage.queries import Queries
 from ..storage.schema import SessionRow
@@ -119,7 +119,7 @@ class RemoteSessions:
         self._queries = queries
         self._loaded: WeakValueDictionary[str, RemoteSession] = WeakValueDictionary()
 
-    async def get(self, error: ElsewhereError) -> RemoteSession | None:
+    async def get(self, error: OtherNodeError) -> RemoteSession | None:
         """The session for which a look-up raised *error*; None if it was deleted.
 
         Raises:
@@ -137,7 +137,7 @@ class RemoteSessions:
         session.note_ready(await self._ask_ready(error))
         return session
 
-    async def _ask_ready(self, error: ElsewhereError) -> bytes:
+    async def _ask_ready(self, error: OtherNodeError) -> bytes:
         channel = self.node.channels.open(error.owner, READY)
         try:
             channel.send_now(dumps({"session_id": error.session_id}))
@@ -147,4 +147,4 @@ class RemoteSessions:
             pass
         finally:
             channel.close()
-        raise out_of_reach()
+        raise node_unreachable()

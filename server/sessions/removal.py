@@ -13,7 +13,7 @@ from collections.abc import Awaitable, Callable
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from ..cluster.membership import ElsewhereError
+from ..cluster.membership import OtherNodeError
 from ..codec import dumps
 from ..errors import not_found
 from ..storage import statements
@@ -72,7 +72,7 @@ class SessionRemover:
         await sessions.uses.wait_released(row.id)
         try:
             await sessions.cluster.claim(row.id)
-        except ElsewhereError:
+        except OtherNodeError:
             return None
         return await sessions.queries.session(row.id)
 
@@ -83,20 +83,20 @@ class SessionRemover:
         skipped; a later sweep deletes it.
         """
         with self._sessions.uses.using(row.id):
-            found = await self._claimed(row)
+            claimed = await self._claimed(row)
             # Another node may have opened it again since the query.
-            if found is not None and found.closed_at == row.closed_at:
-                await self._delete(found)
+            if claimed is not None and claimed.closed_at == row.closed_at:
+                await self._delete(claimed)
 
     async def _delete(self, row: SessionRow) -> None:
-        session = self._sessions.loaded(row.id)
+        session = self._sessions.memory.get(row.id)
         if row.id in self._sessions.loading or (session is not None and _is_in_use(session)):
             return
-        self._sessions.hide(row.id)
+        self._sessions.memory.hide(row.id)
         try:
-            await self._begin(row)
+            await self._store_begin(row)
         except BaseException:
-            self._sessions.unhide(row.id)
+            self._sessions.memory.unhide(row.id)
             raise
         await self._remove(row, is_purge=False)
 
@@ -109,7 +109,8 @@ class SessionRemover:
         Raises:
             Error: ``not_found``; it is being deleted.
         """
-        if session.row.removed_at is not None or self._sessions.loaded(session.id) is not session:
+        loaded = self._sessions.memory.get(session.id)
+        if session.row.removed_at is not None or loaded is not session:
             raise not_found()
         is_first = not session.is_closed
         await to_completion(self._purge(session))
@@ -118,7 +119,7 @@ class SessionRemover:
     async def _purge(self, session: Session) -> None:
         row = session.row
         self._removing.add(row.n)
-        await self._begin(row)
+        await self._store_begin(row)
         try:
             await self._sessions.close(session, "client")
             await self._end_readers(session)
@@ -129,7 +130,7 @@ class SessionRemover:
             raise
         await self._remove(row, is_purge=True)
 
-    async def _begin(self, row: SessionRow) -> None:
+    async def _store_begin(self, row: SessionRow) -> None:
         row.removed_at = self._sessions.clock()
         try:
             statement = statements.begin_removal(row.n, row.removed_at)
@@ -142,7 +143,7 @@ class SessionRemover:
     async def _remove(self, row: SessionRow, *, is_purge: bool) -> None:
         """Delete the data of a closed session, and its row last."""
         sessions = self._sessions
-        sessions.hide(row.id)  # until its row is deleted, also if that fails now
+        sessions.memory.hide(row.id)  # until its row is deleted, also if that fails now
         self._removing.add(row.n)
         try:
             await sessions.workspaces.delete_agent_data(row.id, Path(row.cwd))
@@ -156,7 +157,7 @@ class SessionRemover:
                 statements.insert_audit_event(row.id, row.app_name, "hard_delete", now, detail),
             ]
             await to_completion(sessions.writer.commit(deletion))
-            sessions.unhide(row.id)
+            sessions.memory.unhide(row.id)
         finally:
             self._removing.discard(row.n)
 

@@ -17,6 +17,7 @@ The objects of a session, in the order in which they use each other (each knows 
 ``succession``        the work of an earlier server, and for a later one
 ``details``           ``meta`` with the title, the times, and what was read
 ``observer``          the reports of the agent
+``editor``            changes what clients may change of the session's row
 """
 
 from __future__ import annotations
@@ -26,26 +27,23 @@ import logging
 from collections.abc import Mapping
 from typing import Any
 
-import msgspec
-
-from ..errors import Error, ErrorCode, not_found, session_closed
+from ..errors import Error, ErrorCode, not_found
 from ..storage import statements
 from ..storage.schema import SessionRow
-from ..tasks import to_completion
 from . import entries
 from .agent_requests import WaitingRequests
-from .agent_spec import agent_spec, system_delivery
+from .agent_spec import system_delivery
 from .context import SessionContext
 from .core import SessionCore, SessionState
 from .details import SessionDetails
-from .lifetime import changed_times
 from .observer import SessionObserver
-from .options import SessionOptions, check_can_reload, check_elicitation, options_view
+from .option_views import options_view
+from .options import SessionOptions
 from .pending_requests import RequestKind
-from .permissions import check_permission
 from .prewarm import PrewarmedAgent
 from .session_agent import SessionAgent
 from .session_continuation import SessionContinuation
+from .session_editor import SessionEditor
 from .session_settings import SessionSettings
 from .settings import Setting, SettingChange
 from .steering import SteerRequest
@@ -78,6 +76,7 @@ class Session:
         snapshots: of the session's folder.
         succession: ends or continues the work of an earlier server, and leaves it to a later one.
         details: what the app notes about the session.
+        editor: changes the session's times, permission policy, options and ``meta``.
         is_reopening: it is about to be open again.
         fork_lock: held while the session is being forked.
         subscribers: the number of connections that follow the log.
@@ -100,7 +99,7 @@ class Session:
         self.row = row
         self.log, self.snapshots, self.tenure = core.log, core.snapshots, core.tenure
         self.subscribers = 0
-        self._requests = requests = WaitingRequests.create(core, self._answer)
+        self._requests = requests = WaitingRequests.create(core, self._send_outcome)
         self.permissions, self.elicitations = requests.permissions, requests.elicitations
         self.agent = SessionAgent(core, current, requests, self._is_working)
         self.settings = SessionSettings(core, self.agent, current)
@@ -130,6 +129,9 @@ class Session:
             runner=self._runner,
             details=self.details,
             usage=self.usage,
+        )
+        self.editor = SessionEditor(
+            core, self.details, self.agent, self.settings, observer=self._observer
         )
         turns, usage = self.turns, self.usage
         parts = self.agent, self.settings, requests, self._recorder, turns, usage
@@ -255,64 +257,6 @@ class Session:
         """Wait until *turn* has ended and its end is durable."""
         await self.log.reach(await turn.wait_ended())
 
-    async def change(
-        self,
-        *,
-        meta: Mapping[str, Any] | None = None,
-        permission: str | None = None,
-        options: Mapping[str, Any] | None = None,
-        ttl_secs: float | msgspec.UnsetType | None = msgspec.UNSET,
-        retention_secs: float | msgspec.UnsetType | None = msgspec.UNSET,
-    ) -> None:
-        """Change what a client may change of the session, all of it or nothing.
-
-        Args:
-            meta: merged into the stored ``meta``; None removes a key.
-            permission: the new policy, for the agent's next requests.
-            options: new values of :class:`SessionOptions`, by the names of its fields.
-            ttl_secs, retention_secs: the times of the session; None for never.
-
-        Raises:
-            Error: ``payload_too_large``, ``bad_request``, or ``session_closed`` if the session is
-                closed and its permission or an option changes.
-        """
-        row, core = self.row, self._core
-        if not core.is_open and (permission is not None or options):
-            raise session_closed()
-        if permission is not None:
-            check_permission(permission, self._context.backend, row.agent)
-        async with self.details.lock:
-            columns: dict[str, Any] = {
-                **self.details.merged(meta or {}),
-                **changed_times(row, ttl_secs, retention_secs),
-            }
-            if permission not in (None, row.permission):
-                columns["permission"] = permission
-            changed = msgspec.structs.replace(core.options, **(options or {}))
-            if changed.announced_modes != core.options.announced_modes:
-                check_elicitation(changed, self._context.backend)
-                if self.agent.is_live and row.has_context:
-                    check_can_reload(self.agent.reported.capabilities)
-            if changed != core.options:
-                columns["options"] = changed.encode()
-            if columns:
-                await to_completion(self._store_change(columns, changed))
-
-    async def _store_change(self, columns: Mapping[str, Any], options: SessionOptions) -> None:
-        row, core = self.row, self._core
-        transaction = [statements.change_session(row.n, **columns)]
-        if "permission" in columns:
-            now = self._context.clock()
-            transaction.append(core.audit("change", now, permission=columns["permission"]))
-        await self._context.writer.commit(transaction)
-        for name, value in columns.items():
-            setattr(row, name, value)
-        core.options = options
-        if columns.keys() & {"permission", "options"} and core.is_open:
-            self.agent.backend_agent.rebind(agent_spec(core), self._observer)
-            self.settings.log_asks()
-        self._changed()
-
     # Ending
 
     async def close(self, reason: str) -> None:
@@ -391,7 +335,7 @@ class Session:
     def _is_working(self) -> bool:
         return self.turns.is_busy or self.settings.is_changing
 
-    def _answer(self, kind: RequestKind, raw_id: Any, outcome: Mapping[str, Any]) -> None:
+    def _send_outcome(self, kind: RequestKind, raw_id: Any, outcome: Mapping[str, Any]) -> None:
         agent = self.agent.backend_agent
         answer = agent.answer_permission if kind == "permission" else agent.answer_elicitation
         answer(raw_id, outcome)

@@ -9,14 +9,8 @@ from collections.abc import Callable
 import msgspec
 
 from ..agents.agent_settings import NO_SETTINGS, AgentSettings
-from ..agents.base import (
-    GRACE_SECS,
-    URGENT_GRACE_SECS,
-    Agent,
-    AgentObserver,
-    AgentState,
-    Presence,
-)
+from ..agents.agent_state import AgentState, Presence
+from ..agents.base import GRACE_SECS, URGENT_GRACE_SECS, Agent, AgentObserver
 from ..agents.prompt_handle import PromptHandle
 from ..codec import dumps, loads
 from ..errors import Error, session_closed
@@ -151,7 +145,7 @@ class SessionAgent:
     def start_in_slot(self) -> None:
         """Start the process, which has a slot; a running process only gets the wanted settings."""
         self._starting = self._core.context.tasks.spawn(self._start(), f"wake-{self.id}")
-        self._core.changed()
+        self._core.notify_changed()
 
     async def _start(self) -> None:
         try:
@@ -216,7 +210,7 @@ class SessionAgent:
 
     def store_reported(self) -> None:
         """Store the settings that the agent reported, to show them while it does not run."""
-        self._core.changed()
+        self._core.notify_changed()
         row, reported = self._core.row, self.reported.to_dict()
         text = dumps(reported).decode()
         if reported != NO_SETTINGS.to_dict() and text != row.agent_state:

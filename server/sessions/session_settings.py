@@ -3,13 +3,12 @@
 from __future__ import annotations
 
 import asyncio
-import dataclasses
 from collections.abc import Mapping
 from typing import Any
 
 import msgspec
 
-from ..agents import acp_settings
+from ..agents import reported_settings
 from ..agents.agent_settings import AgentSettings
 from ..agents.base import Agent, WantedSettings
 from ..agents.traits import APPROVE_ALL
@@ -81,13 +80,13 @@ class SessionSettings:
     def mode(self) -> str | None:
         """The mode that the running agent reports; otherwise the mode that its next start sets."""
         reported = self._agent.reported
-        current = acp_settings.current_mode(reported)
+        current = reported_settings.current_mode(reported)
         if current is not None and self._agent.is_live:
             return current
         wanted = self.wanted
         if wanted.mode is None:
             return current
-        is_offered = acp_settings.offers(reported, "mode", wanted.mode)
+        is_offered = reported_settings.offers_value(reported, "mode", wanted.mode)
         if is_offered is None:
             is_offered = not self._agent.has_reported_all
         return wanted.mode if is_offered or not wanted.mode_is_optional else current
@@ -105,7 +104,7 @@ class SessionSettings:
         return {
             "mode": self.mode,
             "asks": self.asks,
-            **acp_settings.view(self._agent.reported),
+            **reported_settings.settings_view(self._agent.reported),
         }
 
     # Changes that clients request
@@ -149,7 +148,7 @@ class SessionSettings:
                 change.has_begun = True
                 if not self._core.is_open:
                     raise session_closed()
-                result = await _set(self._agent.backend_agent, change.setting)
+                result = await _send_to_agent(self._agent.backend_agent, change.setting)
                 await self._store_change(change.setting)
             change.succeed(result)
         except Error as error:
@@ -176,12 +175,17 @@ class SessionSettings:
         if name == "mode":
             self.log_asks()
 
-    def _adopt(self, model: str | None, stored: StoredSettings) -> None:
+    def _store_in_background(self, model: str | None, stored: StoredSettings) -> None:
         """Store settings that are in force already, without waiting for the commit."""
         row = self._core.row
         if (model, stored) != (row.model, self._stored):
             self._assign(model, stored)
             self._core.context.writer.add([statements.set_settings(row.n, model, stored.encode())])
+
+    def _store_field(self, **values: Any) -> None:
+        """Store other values for fields of :class:`StoredSettings`, without waiting."""
+        stored = msgspec.structs.replace(self._stored, **values)
+        self._store_in_background(self._core.row.model, stored)
 
     def _assign(self, model: str | None, stored: StoredSettings) -> None:
         row = self._core.row
@@ -202,12 +206,12 @@ class SessionSettings:
     # Reports of the agent
 
     @property
-    def owes_preface(self) -> bool:
-        return self._stored.owes_preface
+    def needs_preface(self) -> bool:
+        return self._stored.needs_preface
 
-    @owes_preface.setter
-    def owes_preface(self, owes: bool) -> None:
-        self._adopt(self._core.row.model, dataclasses.replace(self._stored, owes_preface=owes))
+    @needs_preface.setter
+    def needs_preface(self, needs: bool) -> None:
+        self._store_field(needs_preface=needs)
 
     def note_restored(self, setting: str, value: OptionValue) -> None:
         """Note that a setting was restored in a new process. It is logged after ``turn_start``."""
@@ -216,7 +220,7 @@ class SessionSettings:
     def note_asked(self) -> None:
         """Note that the agent asked for permission in its current mode."""
         if (mode := self.mode) is not None and mode != self._stored.asked_in:
-            self._adopt(self._core.row.model, dataclasses.replace(self._stored, asked_in=mode))
+            self._store_field(asked_in=mode)
 
     def note_own_change(self, before: AgentSettings, after: AgentSettings) -> None:
         """Store a setting that the agent has changed by itself, to set it again after a restart.
@@ -224,19 +228,19 @@ class SessionSettings:
         If the session needs the agent to ask, and it changed to a mode in which it does not, the
         asking mode is stored instead.
         """
-        self._core.changed()
+        self._core.notify_changed()
         wanted, stored, model = self.wanted, self._stored, self._core.row.model
         values = {"model": wanted.model, **wanted.config_options, "mode": wanted.mode}
         for name, value in values.items():
-            now = acp_settings.current(after, name)
+            now = reported_settings.current_value(after, name)
             if value is None or now in (None, value):
                 continue
-            if acp_settings.current(before, name) != value:
+            if reported_settings.current_value(before, name) != value:
                 continue  # the wanted value was not in force before
             if name == "mode" and isinstance(now, str) and self._bypasses_policy(now):
                 now = agent_traits(self._core).asking_mode or value
             model, stored = stored.with_value(model, name, now, after)
-        self._adopt(model, stored)
+        self._store_in_background(model, stored)
         self.log_asks()
 
     def _bypasses_policy(self, mode: str) -> bool:
@@ -260,14 +264,14 @@ class SessionSettings:
         asks = self.asks
         if not (self._core.log.last or agent_traits(self._core).never_asks):
             return  # the start of the first turn logs it
-        if asks is None or asks == self._stored.asks_told:
+        if asks is None or asks == self._stored.logged_asks:
             return
-        self._adopt(self._core.row.model, dataclasses.replace(self._stored, asks_told=asks))
+        self._store_field(logged_asks=asks)
         fields = entries.encode_fields(notice="asks", asks=asks)
-        self._core.log.append("notice", self._current.entry_index(), fields)
+        self._core.log.append("notice", self._current.entry_turn_index(), fields)
 
 
-async def _set(agent: Agent, setting: Setting) -> Mapping[str, Any]:
+async def _send_to_agent(agent: Agent, setting: Setting) -> Mapping[str, Any]:
     match setting:
         case SetMode(mode=mode):
             return await agent.set_mode(mode)
@@ -285,4 +289,4 @@ def _name_and_value(setting: Setting, reported: AgentSettings) -> tuple[str, Opt
         case SetModel(model=model):
             return "model", model
         case SetConfigOption(key=key, value=value):
-            return acp_settings.setting_of(reported, key), value
+            return reported_settings.setting_of(reported, key), value

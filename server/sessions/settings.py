@@ -3,15 +3,14 @@
 from __future__ import annotations
 
 import asyncio
-import dataclasses
 from collections.abc import Mapping
 from typing import Any
 
 import msgspec
 
-from ..agents import acp_settings
+from ..agents import reported_settings
 from ..agents.agent_settings import AgentSettings
-from ..codec import dumps, loads
+from ..codec import dumps
 from ..errors import Error
 from ..validation import OptionValue
 
@@ -66,29 +65,32 @@ class CarriedSetting(msgspec.Struct, kw_only=True):
         return SetMode(str(self.value)) if self.kind == "mode" else SetModel(str(self.value))
 
 
-@dataclasses.dataclass(frozen=True, slots=True)
-class StoredSettings:
+_STORED_NAMES = {"logged_asks": "asks_told", "needs_preface": "owes_preface"}
+"""The names of fields in rows that earlier versions have stored."""
+
+
+class StoredSettings(msgspec.Struct, frozen=True, rename=_STORED_NAMES):
     """The mode and the options of a session, as its row stores them. The model is a column.
 
     Attributes:
-        asks_told: the value of the newest ``asks`` notice in the log.
+        logged_asks: the value of the newest ``asks`` notice in the log.
         asked_in: a mode in which the agent has asked for permission.
-        owes_preface: the agent's conversation has not received :attr:`AgentSpec.preface` yet.
+        needs_preface: the agent's conversation has not received :attr:`AgentSpec.preface` yet.
     """
 
     mode: str | None = None
-    config_options: Mapping[str, OptionValue] = dataclasses.field(default_factory=dict)
-    asks_told: bool = True
+    config_options: Mapping[str, str | bool] = msgspec.field(default_factory=dict)
+    logged_asks: bool = True
     asked_in: str | None = None
-    owes_preface: bool = False
+    needs_preface: bool = False
 
     @classmethod
     def decode(cls, stored: str | None) -> StoredSettings:
         """Read what :meth:`encode` returned."""
-        return cls(**loads(stored)) if stored else cls()
+        return msgspec.json.decode(stored, type=cls) if stored else cls()
 
     def encode(self) -> str:
-        return dumps(dataclasses.asdict(self)).decode()
+        return dumps(msgspec.to_builtins(self)).decode()
 
     def resolve_options(
         self, model: str | None, reported: AgentSettings
@@ -96,14 +98,14 @@ class StoredSettings:
         """Return the model and the settings, after moving options that stand for model or mode."""
         mode, options = self.mode, {}
         for key, value in self.config_options.items():
-            match acp_settings.setting_of(reported, key):
+            match reported_settings.setting_of(reported, key):
                 case "model" if isinstance(value, str) and model in (None, value):
                     model = value
                 case "mode" if isinstance(value, str) and mode in (None, value):
                     mode = value
                 case _:
                     options[key] = value
-        return model, dataclasses.replace(self, mode=mode, config_options=options)
+        return model, msgspec.structs.replace(self, mode=mode, config_options=options)
 
     def with_value(
         self, model: str | None, setting: str, value: OptionValue, reported: AgentSettings
@@ -112,14 +114,14 @@ class StoredSettings:
         options = {
             key: other
             for key, other in self.config_options.items()
-            if acp_settings.setting_of(reported, key) != setting
+            if reported_settings.setting_of(reported, key) != setting
         }
         if setting == "model" and isinstance(value, str):
-            return value, dataclasses.replace(self, config_options=options)
+            return value, msgspec.structs.replace(self, config_options=options)
         if setting == "mode" and isinstance(value, str):
-            return model, dataclasses.replace(self, mode=value, config_options=options)
+            return model, msgspec.structs.replace(self, mode=value, config_options=options)
         options[setting] = value
-        return model, dataclasses.replace(self, config_options=options)
+        return model, msgspec.structs.replace(self, config_options=options)
 
     def without_unoffered(self, reported: AgentSettings) -> StoredSettings:
         """Return the settings without the options that the agent does not offer now."""
@@ -129,10 +131,10 @@ class StoredSettings:
             key: value
             for key, value in self.config_options.items()
             # An option that lists no values accepts every value.
-            if acp_settings.offers(reported, key, value)
-            or acp_settings.choices_of(reported, key) == []
+            if reported_settings.offers_value(reported, key, value)
+            or reported_settings.choices_of(reported, key) == []
         }
-        return dataclasses.replace(self, config_options=offered)
+        return msgspec.structs.replace(self, config_options=offered)
 
 
 class SettingChange:

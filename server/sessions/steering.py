@@ -55,12 +55,12 @@ class SteerRequest(msgspec.Struct):
 
     Attributes:
         or_queue: otherwise the prompt becomes an ordinary one.
-        placed: set when the prompt has its place among the session's prompts, though the agent may
-            not have responded yet.
+        ordered: set when the order of the session's prompts is decided for this one, though the
+            agent may not have responded yet.
     """
 
     or_queue: bool = True
-    placed: asyncio.Event = msgspec.field(default_factory=asyncio.Event)
+    ordered: asyncio.Event = msgspec.field(default_factory=asyncio.Event)
 
 
 class SteeredPrompt:
@@ -120,7 +120,7 @@ class Steering:
     """The prompts that are being added to the running turn. Its length is their number.
 
     Args:
-        accept_instead: accepts a prompt as an ordinary one; with an error, its turn ends at once.
+        accept_as_turn: accepts a prompt as an ordinary one; with an error, its turn ends at once.
     """
 
     def __init__(
@@ -130,13 +130,13 @@ class Steering:
         agent: SessionAgent,
         *,
         ids: ClientIds,
-        accept_instead: Callable[[SteeredPrompt, Error | None], Awaitable[Acceptance]],
+        accept_as_turn: Callable[[SteeredPrompt, Error | None], Awaitable[Acceptance]],
     ) -> None:
         self._core = core
         self._current = current
         self._agent = agent
         self._ids = ids
-        self._accept_instead = accept_instead
+        self._accept_as_turn = accept_as_turn
         self._prompts: list[SteeredPrompt] = []
 
     def __len__(self) -> int:
@@ -209,7 +209,7 @@ class Steering:
         try:
             if not prompt.request.or_queue:
                 raise error or NotSteeredError
-            acceptance = await self._accept_instead(prompt, error)
+            acceptance = await self._accept_as_turn(prompt, error)
         except (Error, NotSteeredError) as refusal:
             failure = refusal
         except BaseException:

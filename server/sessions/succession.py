@@ -64,17 +64,18 @@ class Succession:
 
     async def recover(self) -> None:
         """End the agent's requests, turns and prompts that an earlier server left unfinished."""
-        await self._take_up(continues=False)
+        await self._settle(runs_waiting=False)
 
-    async def adopt(self) -> None:
+    async def continue_waiting(self) -> None:
         """Run the waiting turns that another node has left; end its running turn and requests."""
-        await self._take_up(continues=True)
+        await self._settle(runs_waiting=True)
 
     async def log_undo(self) -> None:
         """Log the undo that an earlier server has left unfinished."""
         await log_finished_undo(self._core)
 
-    async def _take_up(self, *, continues: bool) -> None:
+    async def _settle(self, *, runs_waiting: bool) -> None:
+        """End what was left, except the waiting turns if *runs_waiting*."""
         core = self._core
         queries, number = core.context.queries, core.row.n
         await self.log_undo()
@@ -82,11 +83,11 @@ class Succession:
         waiting: list[Turn] = []
         for row in await queries.unfinished_turns(number):
             turn = Turn.from_row(row)
-            if continues and core.is_open and not turn.has_started:
+            if runs_waiting and core.is_open and not turn.has_started:
                 waiting.append(turn)
                 continue
             turn.cancel_cause = CancelCause.RESTART
             if turn.has_started:
                 core.snapshots.after_turn(turn.index)
             self._recorder.end(turn)
-        self._turns.take_up(waiting, await queries.undecided_steers(number))
+        self._turns.continue_turns(waiting, await queries.undecided_steers(number))

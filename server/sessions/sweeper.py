@@ -8,7 +8,7 @@ import time
 from collections.abc import Awaitable, Callable
 from typing import TYPE_CHECKING
 
-from ..cluster.membership import ElsewhereError
+from ..cluster.membership import OtherNodeError
 from ..errors import Error
 from .announcement import Announcement
 from .lifetime import is_idle
@@ -83,7 +83,7 @@ class Sweeper:
             return []
         stored = await sessions.queries.newest_options(agent, count)
         options = map(SessionOptions.decode, reversed(stored))
-        return [Announcement.of(option) for option in options if not option.concern_agent]
+        return [Announcement.of(option) for option in options if not option.has_agent_options]
 
     async def _delete_unfinished(self) -> None:
         """Delete what nodes of the cluster that have ended were making: forks and worktrees."""
@@ -93,8 +93,8 @@ class Sweeper:
     async def _remove_empty_folders(self, prewarmed: set[str]) -> None:
         """Remove the folders of the sessions that a killed server was about to store."""
         workspaces = self._sessions.workspaces
-        found = await asyncio.to_thread(workspaces.found)
-        unknown = set(found) - await self._sessions.queries.all_session_ids() - prewarmed
+        names = await asyncio.to_thread(workspaces.folder_names)
+        unknown = set(names) - await self._sessions.queries.all_session_ids() - prewarmed
         await asyncio.to_thread(workspaces.remove_empty, unknown, self._made_at)
 
     async def _close_idle(self, now: float) -> None:
@@ -115,7 +115,7 @@ class Sweeper:
     async def _close_if_idle(self, session_id: str, now: float) -> None:
         try:
             session = await self._sessions.find(session_id)
-        except ElsewhereError:
+        except OtherNodeError:
             return  # its own node closes it
         if session is None or session.is_closed or session.is_busy:
             return

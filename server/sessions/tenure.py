@@ -84,7 +84,7 @@ class SessionUses:
             for session_id in scope.ids:
                 decrement(self._counts, session_id)
 
-    def note_found(self, session_id: str) -> None:
+    def note_lookup(self, session_id: str) -> None:
         """Note that a session was looked up, perhaps in a scope."""
         self._recent.add(session_id)
         scope = _use_scope.get()

@@ -59,7 +59,7 @@ class TurnQueue:
         self.waiting = WaitingTurns(core, current)
         self._ids = ClientIds(core)
         self.steering = Steering(
-            core, current, agent, ids=self._ids, accept_instead=self._accept_instead
+            core, current, agent, ids=self._ids, accept_as_turn=self._accept_as_turn
         )
         self.note_new_id = self._ids.note_new
         self.interrupt = runner.interrupt
@@ -108,7 +108,7 @@ class TurnQueue:
         steer: SteerRequest | None = None,
     ) -> Acceptance:
         """Accept a prompt; see :meth:`Session.prompt`."""
-        async with self._acceptance():
+        async with self._accepting():
             if (known := await self._ids.find(client_id)) is not None:
                 return known
             steered = self.steering.find(client_id)
@@ -128,7 +128,7 @@ class TurnQueue:
                 await self.steering.begin(steered)
         # The lock is released: the agent may take long to respond to a steered prompt.
         if steer is not None:
-            steer.placed.set()
+            steer.ordered.set()
         acceptance = await steered.wait()
         return acceptance._replace(is_duplicate=True) if is_duplicate else acceptance
 
@@ -175,9 +175,9 @@ class TurnQueue:
             self._recorder.end(turn, error=error)
         return acceptance
 
-    async def _accept_instead(self, prompt: SteeredPrompt, error: Error | None) -> Acceptance:
+    async def _accept_as_turn(self, prompt: SteeredPrompt, error: Error | None) -> Acceptance:
         """Accept a prompt that was not added to the running turn; see :class:`Steering`."""
-        async with self._acceptance():
+        async with self._accepting():
             if error is None:
                 self._core.context.accounts.check(self._core.row.app_name)
                 self.waiting.check_capacity()
@@ -192,7 +192,7 @@ class TurnQueue:
             return await self._accept_turn(turn, steered=prompt, error=error)
 
     @contextlib.asynccontextmanager
-    async def _acceptance(self) -> AsyncIterator[None]:
+    async def _accepting(self) -> AsyncIterator[None]:
         """Accept one prompt at a time. Afterwards the agent may have become evictable.
 
         It is not evictable while a prompt is being accepted, and a duplicate or refused prompt
@@ -208,7 +208,7 @@ class TurnQueue:
         context = self._core.context
         is_open = self._core.is_open and not (context.is_draining or context.is_reloading)
         is_idle = not (self._loop.is_running or self._settings.is_changing)
-        is_idle = is_idle and not self._core.row.owes_history
+        is_idle = is_idle and not self._core.row.needs_history
         may_send = is_open and is_idle and context.slots.has_slot(self._agent)
         return may_send and not self._agent.backend_agent.is_outdated
 
@@ -249,7 +249,7 @@ class TurnQueue:
 
     async def find(self, client_id: str | None) -> Acceptance | None:
         """Return the acceptance of the prompt with that client id, or None."""
-        async with self._acceptance():  # waits for a prompt that is being accepted
+        async with self._accepting():  # waits for a prompt that is being accepted
             known = await self._ids.find(client_id)
             steered = self.steering.find(client_id)
         if steered is None:
@@ -281,7 +281,7 @@ class TurnQueue:
         for turn in self.waiting:
             if turn.index == turn_index or (turn_index is None and running is None):
                 self.waiting.remove(turn)
-                self._end(turn, CancelCause.CANCEL)
+                self._end_turn(turn, CancelCause.CANCEL)
                 return True
         return False
 
@@ -293,7 +293,7 @@ class TurnQueue:
         """
         turn = self.waiting.get(turn_index)
         self.waiting.remove(turn)
-        self._end(turn, CancelCause.CANCEL)
+        self._end_turn(turn, CancelCause.CANCEL)
 
     def cancel_all(self) -> None:
         """Cancel the running turn and every waiting one."""
@@ -316,7 +316,7 @@ class TurnQueue:
             self._end_waiting(cause or CancelCause.RESTART)
         return has_waiting
 
-    def take_up(self, turns: Iterable[Turn], steers: Iterable[SteerRow]) -> None:
+    def continue_turns(self, turns: Iterable[Turn], steers: Iterable[SteerRow]) -> None:
         """Run the turns that another server has accepted, in their order.
 
         Each steered prompt that it has left becomes a turn of its own, which ends at once.
@@ -329,7 +329,7 @@ class TurnQueue:
             self._core.context.writer.add(
                 [statements.insert_turn(stored), statements.delete_steer(row.id)]
             )
-            self._end(turn, CancelCause.RESTART)
+            self._end_turn(turn, CancelCause.RESTART)
         for turn in turns:
             with contextlib.suppress(Error):  # it was accepted, whatever the limit is here
                 turn.reserve(self._core.context.quotas.waiting_bytes, self._core.row.app_name)
@@ -339,8 +339,8 @@ class TurnQueue:
 
     def _end_waiting(self, cause: CancelCause) -> None:
         while self.waiting:
-            self._end(self.waiting.pop_first(), cause)
+            self._end_turn(self.waiting.pop_first(), cause)
 
-    def _end(self, turn: Turn, cause: CancelCause) -> None:
+    def _end_turn(self, turn: Turn, cause: CancelCause) -> None:
         turn.cancel_cause = cause
         self._recorder.end(turn)

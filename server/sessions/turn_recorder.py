@@ -67,7 +67,7 @@ class TurnRecorder:
         row.has_context = max(row.has_context, int(turn.is_sent))
         is_told = turn.history is not None and turn.is_sent
         if is_told:
-            row.owes_history = 0
+            row.needs_history = 0
         self._core.context.writer.add(
             statements.start_turn(
                 row.n,
@@ -113,15 +113,14 @@ class TurnRecorder:
 
     def _context_without_agent(self) -> str:
         """The ``context`` of a turn that the agent has not received."""
-        if self._core.row.owes_history:
+        if self._core.row.needs_history:
             return "told"  # as the next turn is that the agent receives
         return "kept" if self._core.row.has_context else "new"
 
     def _log_end(
         self, turn: Turn, reason: str, error: dict[str, Any] | None, reported: Any
     ) -> Usage | None:
-        """Log ``turn_end``. Returns the usage of the turn if the agent has received its prompt."""
-        row = self._core.row
+        """Log ``turn_end``. Return the usage of the turn if the agent has received its prompt."""
         now = self._core.context.clock()
         usage, counted = (
             self._usage.end_turn(turn.index, reported, now) if turn.is_sent else (None, [])
@@ -137,28 +136,24 @@ class TurnRecorder:
         )
         last_seq = self._core.log.append("turn_end", turn.index, fields)
         self._agent.store_reported()
-        row.last_turn_at = now
+        self._core.row.last_turn_at = now
         detail = {
             "turn_index": turn.index,
             "stop_reason": reason,
             "duration_ms": turn.duration_ms,
             "error": error["code"] if error is not None else None,
         }
-        self._core.context.writer.add(
-            [
-                *statements.end_turn(
-                    row.n,
-                    turn.index,
-                    last_seq=last_seq,
-                    stop_reason=reason,
-                    error=error_json,
-                    duration_ms=turn.duration_ms,
-                    at=now,
-                ),
-                *counted,
-                self._core.audit("turn", now, **detail),
-            ]
+        ending = statements.end_turn(
+            self._core.row.n,
+            turn.index,
+            last_seq=last_seq,
+            stop_reason=reason,
+            error=error_json,
+            duration_ms=turn.duration_ms,
+            at=now,
         )
+        audit = self._core.audit("turn", now, **detail)
+        self._core.context.writer.add([*ending, *counted, audit])
         self._core.alert(
             "turn_ended",
             last_seq,

@@ -65,10 +65,10 @@ class TurnRunner:
     def admit(self, turn: Turn) -> None:
         """Let the agent receive the prompt once the turn is stored and its snapshot is taken."""
         is_ready = turn.snapshot is None or turn.snapshot.done()
-        if turn.handle is not None and turn.is_stored and is_ready and self._may_start(turn):
+        if turn.handle is not None and turn.is_stored and is_ready and self._check_budget(turn):
             turn.handle.admit()
 
-    def _may_start(self, turn: Turn) -> bool:
+    def _check_budget(self, turn: Turn) -> bool:
         """Whether the app still has a budget, though it had one when the prompt was accepted."""
         refusal = self._core.context.accounts.refusal(self._core.row.app_name)
         if refusal is not None:
@@ -87,24 +87,9 @@ class TurnRunner:
 
     async def _run(self, turn: Turn) -> None:
         if turn.handle is None:
-            self._may_start(turn)  # a refused turn waits for nothing
-            if turn.cancel_cause is None and turn.changes:
-                failure = await self._wait_for_changes(turn)
-                if failure is not None:
-                    await self._end_if_stored(turn, failure)
-                    return
-            if not turn.is_interrupted and not self._core.context.slots.has_slot(self._agent):
-                await self._wait_for_slot(turn)
-            if not turn.is_interrupted and self._agent.backend_agent.is_outdated:
-                await self._agent.reload()
-            if self._core.row.owes_history and not turn.is_interrupted:
-                await self._wait_for_fork(turn)
-            if self._core.row.owes_history and not turn.is_interrupted:
-                await self._read_history(turn)
-            if not turn.is_interrupted:
-                await self._update_budget()
-            if turn.is_interrupted or not self._may_start(turn):  # while it waited
-                await self._end_if_stored(turn)
+            failure = await self._prepare(turn)
+            if failure is not None or turn.is_interrupted or not self._check_budget(turn):
+                await self._end_if_stored(turn, failure)
                 return
             self.send(turn)
         assert turn.handle is not None
@@ -121,6 +106,29 @@ class TurnRunner:
             logger.exception("the turn failed unexpectedly", extra=self._recorder.log_extra(turn))
             error = internal()
         await self._end_if_stored(turn, error)
+
+    async def _prepare(self, turn: Turn) -> Error | None:
+        """Wait for all that the prompt needs. The turn may be interrupted meanwhile.
+
+        Returns:
+            The failure of a change of a setting, after which the turn must not run.
+        """
+        self._check_budget(turn)  # a refused turn waits for nothing
+        if turn.cancel_cause is None and turn.changes:
+            failure = await self._wait_for_changes(turn)
+            if failure is not None:
+                return failure
+        if not turn.is_interrupted and not self._core.context.slots.has_slot(self._agent):
+            await self._wait_for_slot(turn)
+        if not turn.is_interrupted and self._agent.backend_agent.is_outdated:
+            await self._agent.reload()
+        if self._core.row.needs_history and not turn.is_interrupted:
+            await self._wait_for_fork(turn)
+        if self._core.row.needs_history and not turn.is_interrupted:
+            await self._read_history(turn)
+        if not turn.is_interrupted:
+            await self._update_budget()
+        return None
 
     async def _update_budget(self) -> None:
         """Learn what other nodes have spent while the turn waited."""

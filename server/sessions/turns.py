@@ -314,7 +314,7 @@ class CurrentTurn:
         if turn is not None and not (turn.is_sent or turn.has_ended):
             turn.refuse_start(error)
 
-    def entry_index(self) -> int:
+    def entry_turn_index(self) -> int:
         """The turn index of a new entry: an update after a turn's end belongs to that turn."""
         turn = self.turn
         if turn is not None and turn.first_seq is not None:

@@ -7,7 +7,7 @@ from typing import Any
 
 import msgspec
 
-from ..agents.usage import Cost, Usage, cost_of, of_acp, tokens_in
+from ..agents.usage import Cost, Usage, cost_of, tokens_in, usage_of_acp
 from ..codec import dumps
 from ..storage import statements
 from ..storage.rows import UsageRow
@@ -73,7 +73,7 @@ class SessionUsage:
         if isinstance(cost, Cost):
             if not replayed:
                 self._cost = cost
-            elif _is_of_another(cost, self._stored.agent_cost):
+            elif _is_of_other_conversation(cost, self._stored.agent_cost):
                 self._stored.agent_cost = cost
             # Otherwise the difference belongs to a turn that a kill of the server has ended.
 
@@ -106,7 +106,7 @@ class SessionUsage:
         Returns:
             The usage of the turn, and the statements that store it.
         """
-        usage = of_acp(response)
+        usage = usage_of_acp(response)
         proxied = self._core.context.accounts.proxied.take(self._core.id)
         if proxied is not None:  # the agent may report less than it has used, or nothing
             usage = usage.at_least(proxied)
@@ -145,13 +145,13 @@ class SessionUsage:
         ]
 
 
-def _is_of_another(cost: Cost, before: Cost | None) -> bool:
+def _is_of_other_conversation(cost: Cost, before: Cost | None) -> bool:
     """Whether the cost belongs to another conversation than the one that has cost *before*."""
     return before is None or before.currency != cost.currency or before.amount > cost.amount
 
 
 def _difference(cost: Cost, before: Cost | None) -> Cost:
     """The cost since *before*. A cost below *before* belongs to a new conversation."""
-    if before is None or _is_of_another(cost, before):
+    if before is None or _is_of_other_conversation(cost, before):
         return cost
     return Cost(cost.amount - before.amount, cost.currency)

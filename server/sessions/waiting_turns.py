@@ -70,12 +70,12 @@ class WaitingTurns:
 
     def append(self, turn: Turn) -> None:
         self._turns.append(turn)
-        self._core.changed()
+        self._core.notify_changed()
 
     def prepend(self, turn: Turn) -> None:
         """Let *turn* run before all others."""
         self._turns.appendleft(turn)
-        self._core.changed()
+        self._core.notify_changed()
 
     def pop_first(self) -> Turn:
         return self._turns.popleft()
@@ -115,7 +115,7 @@ class WaitingTurns:
         if next_turn is not turn:
             self._turns.remove(turn)
             self._turns.insert(self._turns.index(next_turn), turn)
-            self._core.changed()
+            self._core.notify_changed()
 
     async def _replace_prompt(self, turn: Turn, blocks: bytes) -> None:
         context, app_name = self._core.context, self._core.row.app_name
@@ -132,5 +132,5 @@ class WaitingTurns:
             quota.release(app_name, max(added, 0))
             raise
         turn.replace_prompt(blocks)
-        self._core.changed()
+        self._core.notify_changed()
         quota.release(app_name, max(-added, 0))

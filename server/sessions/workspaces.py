@@ -63,7 +63,7 @@ class Workspaces:
         with contextlib.suppress(OSError):
             await asyncio.to_thread(safe_files.remove, *self._data_dir.split(path))
 
-    def found(self) -> list[str]:
+    def folder_names(self) -> list[str]:
         """The names of the folders of sessions. Blocking."""
         folder = self.path("")
         return [path.name for path in folder.iterdir()] if folder.is_dir() else []
@@ -120,7 +120,8 @@ class Workspaces:
         if not sandbox.is_on:
             return
         hides_data = sandbox.level == "bwrap"
-        if sandbox.is_in_data(folder) or (sandbox.contains_data(folder) and not hides_data):
+        access = sandbox.path_access
+        if access.is_in_data(folder) or (access.contains_data(folder) and not hides_data):
             raise bad_request("cwd: must not be, contain or be in the server's data folder")
 
     async def delete_agent_data(self, session_id: str, cwd: Path | None = None) -> None:

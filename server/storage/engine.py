@@ -186,12 +186,12 @@ async def examine_shared_folder(settings: Settings) -> FolderReport:
 def _describe_node(row: tuple[Any, ...], lease_secs: float) -> str:
     """The name of a node with its version, and what is unusual about it."""
     name, state, version, age = row
-    found = [version]
+    details = [version]
     if state != "up":
-        found.append(state)
+        details.append(state)
     if age > LATE_SHARE * lease_secs:
-        found.append(f"no beat for {age:.0f} s")
-    return f"{name} ({', '.join(found)})"
+        details.append(f"no beat for {age:.0f} s")
+    return f"{name} ({', '.join(details)})"
 
 
 async def join_cluster(

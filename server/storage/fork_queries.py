@@ -10,7 +10,7 @@ from .segments import without_tail
 
 
 class TurnSpan(msgspec.Struct, frozen=True):
-    """The place of a turn in the log; None for a turn that has not started, or not ended."""
+    """The positions of a turn in the log; None for a turn that has not started, or not ended."""
 
     turn_index: int
     first_seq: int | None

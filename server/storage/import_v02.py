@@ -89,12 +89,12 @@ def _statements(connection: sqlite3.Connection, tables: set[str]) -> Iterator[St
 def _not_ours(path: Path, tables: set[str]) -> str:
     """The message for a file that is not a database of version 0.2."""
     names = sorted(tables)
-    found = ", ".join(names[:MAX_NAMED_TABLES])
+    listed = ", ".join(names[:MAX_NAMED_TABLES])
     if len(names) > MAX_NAMED_TABLES:
-        found += f" and {len(names) - MAX_NAMED_TABLES} more"
+        listed += f" and {len(names) - MAX_NAMED_TABLES} more"
     return (
         f"{path} is not a database of clawdforge 0.2: it must have a table runs and one of"
-        f" {', '.join(TOKENS)}; it has {found}. Rename the tables, or move the file away"
+        f" {', '.join(TOKENS)}; it has {listed}. Rename the tables, or move the file away"
     )
 
 
@@ -102,9 +102,9 @@ def _token_row(row: Row) -> Statement | None:
     if row.get("revoked_at") or row.get("revoked"):
         return None
     digest = _digest_of(row)
-    name = _string(_first(row, "name", "app_name", "app"))
+    name = _string(_first_value(row, "name", "app_name", "app"))
     return statements.insert_token(
-        TokenRow(name, digest, _cidrs(row), _unix_seconds(_first(row, *TIMES)))
+        TokenRow(name, digest, _cidrs(row), _unix_seconds(_first_value(row, *TIMES)))
     )
 
 
@@ -114,21 +114,22 @@ def _digest_of(row: Row) -> bytes:
     Raises:
         SchemaError: it is stored in another form.
     """
-    kept = _first(row, *HASHES)
+    kept = _first_value(row, *HASHES)
     if isinstance(kept, bytes) and len(kept) == 32:
         return kept
     if isinstance(kept, str):
         digits = re.fullmatch(r"(?:sha256[:$])?([0-9a-fA-F]{64})", kept.strip())
         if digits is not None:
             return bytes.fromhex(digits[1])
-    plain = _first(row, *PLAIN) if kept is None else kept
+    plain = _first_value(row, *PLAIN) if kept is None else kept
     # In a column for hashes only a text that begins like a token is a token.
     is_token = isinstance(plain, str) and (kept is None or plain.startswith("cf_"))
     if is_token and plain.strip() and not PASSWORD_HASH.match(plain):
         return hashlib.sha256(plain.strip().encode()).digest()
     columns = ", ".join(sorted(map(str, row)))
+    app_name = _string(_first_value(row, "name", "app_name", "app"))
     raise SchemaError(
-        f"a token of app {_string(_first(row, 'name', 'app_name', 'app'))!r} is stored neither in"
+        f"a token of app {app_name!r} is stored neither in"
         f" plain text ({', '.join(PLAIN)}) nor as SHA-256 ({', '.join(HASHES)}); its columns are"
         f" {columns}. Such tokens cannot be imported: move the file away, start the server, and"
         " create new tokens"
@@ -136,7 +137,7 @@ def _digest_of(row: Row) -> bytes:
 
 
 def _cidrs(row: Row) -> str:
-    value = _first(row, "ip_cidrs", "cidrs", "allow_cidrs")
+    value = _first_value(row, "ip_cidrs", "cidrs", "allow_cidrs")
     text = value if isinstance(value, str) else ""
     try:
         listed = json.loads(text) if text.lstrip().startswith("[") else text.split(",")
@@ -146,20 +147,23 @@ def _cidrs(row: Row) -> str:
 
 
 def _run_row(row: Row, number: int) -> Statement:
-    error = _first(row, "error", "err")
+    error = _first_value(row, "error", "err")
     return statements.insert_run(
         RunRow(
-            id=f"v0.2-{_first(row, 'id', 'run_id') or number}",
-            app_name=_string(_first(row, *NAMES)),
+            id=f"v0.2-{_first_value(row, 'id', 'run_id') or number}",
+            app_name=_string(_first_value(row, *NAMES)),
             agent="claude",
-            model=_optional_text(_first(row, "model")),
-            prompt_bytes=_whole_number(_first(row, "prompt_chars", "prompt_len", "prompt_bytes")),
-            started_at=_unix_seconds(_first(row, *TIMES)),
-            result_bytes=_whole_number(
-                _first(row, "response_chars", "result_chars", "response_len")
+            model=_optional_text(_first_value(row, "model")),
+            prompt_bytes=_whole_number(
+                _first_value(row, "prompt_chars", "prompt_len", "prompt_bytes")
             ),
-            duration_ms=_whole_number(_first(row, "duration_ms")),
-            stop_reason=_string(_first(row, "stop_reason")) or ("error" if error else "end_turn"),
+            started_at=_unix_seconds(_first_value(row, *TIMES)),
+            result_bytes=_whole_number(
+                _first_value(row, "response_chars", "result_chars", "response_len")
+            ),
+            duration_ms=_whole_number(_first_value(row, "duration_ms")),
+            stop_reason=_string(_first_value(row, "stop_reason"))
+            or ("error" if error else "end_turn"),
             error="agent_failed" if error else None,
         )
     )
@@ -167,23 +171,23 @@ def _run_row(row: Row, number: int) -> Statement:
 
 def _session_row(row: Row, number: int) -> Statement:
     """A closed session, because this server's acpx does not have its conversation."""
-    closed = _first(row, "closed_at")
-    used = _first(row, "last_turn_at", "last_used_at", "updated_at")
-    meta = _first(row, "meta", "metadata", "meta_json")
+    closed = _first_value(row, "closed_at")
+    used = _first_value(row, "last_turn_at", "last_used_at", "updated_at")
+    meta = _first_value(row, "meta", "metadata", "meta_json")
     return statements.insert_session(
         SessionRow(
             n=number,
-            id=_string(_first(row, "session_id", "id")),
-            app_name=_string(_first(row, "app_name", "app", "name")),
-            agent=_string(_first(row, "agent")) or "claude",
-            model=_optional_text(_first(row, "model")),
+            id=_string(_first_value(row, "session_id", "id")),
+            app_name=_string(_first_value(row, "app_name", "app", "name")),
+            agent=_string(_first_value(row, "agent")) or "claude",
+            model=_optional_text(_first_value(row, "model")),
             system=None,
             meta=_json_object(meta),
             permission="approve-all",
-            cwd=_string(_first(row, "cwd", "workdir")),
-            created_at=_unix_seconds(_first(row, *TIMES)),
+            cwd=_string(_first_value(row, "cwd", "workdir")),
+            created_at=_unix_seconds(_first_value(row, *TIMES)),
             last_turn_at=None if used is None else _unix_seconds(used),
-            turn_count=_whole_number(_first(row, "turn_count", "turns")),
+            turn_count=_whole_number(_first_value(row, "turn_count", "turns")),
             has_context=0,
             closed_at=time.time() if closed is None else _unix_seconds(closed),
             close_reason="admin" if closed is None else "client",
@@ -193,15 +197,15 @@ def _session_row(row: Row, number: int) -> Statement:
 
 def _audit_event(row: Row) -> Statement:
     return statements.insert_audit_event(
-        _string(_first(row, "session_id")),
-        _string(_first(row, "app_name", "app")),
-        _string(_first(row, "event", "kind")),
-        _unix_seconds(_first(row, "at", "ts", "created_at")),
-        _json_object(_first(row, *DETAILS)),
+        _string(_first_value(row, "session_id")),
+        _string(_first_value(row, "app_name", "app")),
+        _string(_first_value(row, "event", "kind")),
+        _unix_seconds(_first_value(row, "at", "ts", "created_at")),
+        _json_object(_first_value(row, *DETAILS)),
     )
 
 
-def _first(row: Row, *names: str) -> Any:
+def _first_value(row: Row, *names: str) -> Any:
     return next((row[name] for name in names if row.get(name) is not None), None)
 
 
@@ -220,10 +224,10 @@ def _whole_number(value: Any) -> int:
 def _json_object(value: Any) -> str:
     """JSON of an object, made from any value."""
     try:
-        found = json.loads(value) if isinstance(value, str) and value else {}
+        parsed = json.loads(value) if isinstance(value, str) and value else {}
     except ValueError:
-        found = {"text": value}
-    return json.dumps(found if isinstance(found, dict) else {"value": found})
+        parsed = {"text": value}
+    return json.dumps(parsed if isinstance(parsed, dict) else {"value": parsed})
 
 
 def _unix_seconds(value: Any) -> float:

@@ -120,8 +120,8 @@ class DeliveryFailureRow:
     is_last: int
 
 
-class StoredLine(NamedTuple):
-    """The deliveries of one session.
+class DeliveryCount(NamedTuple):
+    """The stored deliveries of one session.
 
     Attributes:
         length: their number.
@@ -307,7 +307,7 @@ class OutboxQueries:
         rows = await self._database.fetch(f"SELECT {columns(WebhookRow)} FROM webhooks")
         return [WebhookRow(*row) for row in rows]
 
-    async def lines(self, app_name: str | None = None) -> list[StoredLine]:
+    async def count_deliveries(self, app_name: str | None = None) -> list[DeliveryCount]:
         """The sessions with deliveries, in the order of the deliveries."""
         rows = await self._database.fetch(
             "SELECT first.app_name, first.session_id, line.count, line.size, first.next_at"
@@ -317,9 +317,9 @@ class OutboxQueries:
             "   GROUP BY app_name, session_id) AS line ON first.n = line.n ORDER BY first.n",
             app_name,
         )
-        return [StoredLine(*row) for row in rows]
+        return [DeliveryCount(*row) for row in rows]
 
-    async def lines_of_node(self, number: int) -> list[StoredLine]:
+    async def count_deliveries_of_node(self, number: int) -> list[DeliveryCount]:
         """The sessions with deliveries that a node of a cluster has to send."""
         rows = await self._database.fetch(
             "SELECT first.app_name, first.session_id, line.count, line.size, first.next_at"
@@ -329,7 +329,7 @@ class OutboxQueries:
             "   HAVING bool_or(node = ?)) AS line ON first.n = line.n ORDER BY first.n",
             number,
         )
-        return [StoredLine(*row) for row in rows]
+        return [DeliveryCount(*row) for row in rows]
 
     async def deliveries(self, app_name: str, session_id: str, limit: int) -> list[DeliveryRow]:
         """The first deliveries of a session."""

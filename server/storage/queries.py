@@ -104,14 +104,14 @@ class Queries(LifecycleQueries, ForkQueries, SpaceQueries):
     ) -> list[SessionRow]:
         """The newest sessions with a text in their title, for an engine without our functions."""
         wanted = casefold(title) or ""
-        found: list[SessionRow] = []
+        matching: list[SessionRow] = []
         rows = await self._newest(where, values, SCANNED_ROWS)
-        while rows and len(found) < limit:
-            found += [row for row in rows if wanted in (casefold(_stored_title(row)) or "")]
+        while rows and len(matching) < limit:
+            matching += [row for row in rows if wanted in (casefold(_stored_title(row)) or "")]
             if len(rows) < SCANNED_ROWS:
                 break
             rows = await self._newest(f"{where} AND n < ?", [*values, rows[-1].n], SCANNED_ROWS)
-        return found[:limit]
+        return matching[:limit]
 
     async def open_counts(self) -> dict[str, int]:
         """The number of open sessions of each app that has any."""
@@ -217,13 +217,13 @@ class Queries(LifecycleQueries, ForkQueries, SpaceQueries):
 
     async def files(self, hashes: Iterable[bytes]) -> list[FileRow]:
         """The uploads with those hashes, in the order of *hashes*; unknown hashes are skipped."""
-        found: list[FileRow] = []
+        files: list[FileRow] = []
         for digest in hashes:
             rows = await self._database.fetch(
                 f"SELECT {columns(FileRow)} FROM files WHERE hash = ?", digest
             )
-            found.extend(FileRow(*row) for row in rows)
-        return found
+            files.extend(FileRow(*row) for row in rows)
+        return files
 
     async def all_files(self) -> list[FileRow]:
         """All uploads."""

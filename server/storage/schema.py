@@ -261,7 +261,12 @@ MIGRATIONS: tuple[str, ...] = (
 
 def columns(row_type: type[Any]) -> str:
     """The names of a row's columns, separated by commas."""
-    return ", ".join(field.name for field in dataclasses.fields(row_type))
+    return ", ".join(map(column_name, dataclasses.fields(row_type)))
+
+
+def column_name(field: dataclasses.Field[Any]) -> str:
+    """The column of one field of a row."""
+    return str(field.metadata.get("column", field.name))
 
 
 @dataclasses.dataclass(slots=True)
@@ -286,7 +291,7 @@ class SessionRow:
         has_agent_title: the title in ``meta`` is the agent's own.
         removed_at: the time at which the deletion began. The session is not found any more.
         forked_from: JSON of ``{session_id, turn_index}``, or None.
-        owes_history: the next prompt must contain the conversation, which the agent does not have.
+        needs_history: the next prompt must contain the conversation, which the agent does not have.
         usage: JSON of the tokens and the cost of its turns; None if the agent has reported none.
     """
 
@@ -316,7 +321,7 @@ class SessionRow:
     has_agent_title: int = 0
     removed_at: float | None = None
     forked_from: str | None = None
-    owes_history: int = 0
+    needs_history: int = dataclasses.field(default=0, metadata={"column": "owes_history"})
     usage: str | None = None
 
 

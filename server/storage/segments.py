@@ -71,9 +71,9 @@ def delete_log(session: int, owners: Iterable[int]) -> list[Statement]:
     Args:
         owners: the sessions that its segments refer to; some may be deleted.
     """
-    found: list[Statement] = [("DELETE FROM log_segments WHERE session = ?", (session,))]
+    deletions: list[Statement] = [("DELETE FROM log_segments WHERE session = ?", (session,))]
     for owner in sorted({session, *owners}):
-        found += [
+        deletions += [
             (
                 f"DELETE FROM log WHERE session = ?1 AND first_seq > {_KEPT} AND {_IS_GONE}",
                 (owner,),
@@ -85,4 +85,4 @@ def delete_log(session: int, owners: Iterable[int]) -> list[Statement]:
                 (owner,),
             ),
         ]
-    return found
+    return deletions

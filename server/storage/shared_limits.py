@@ -1,7 +1,7 @@
 """Limits that hold for all nodes together: the database counts, so that races exceed none.
 
-A place is what a node has reserved and not yet stored: a session that is being created, an upload
-that is being written. The places of a node that has ended do not count.
+A reservation counts what a node has not stored yet: a session that is being created, an upload that
+is being written. Its tables are called places. The reservations of an ended node do not count.
 """
 
 from __future__ import annotations
@@ -80,13 +80,13 @@ class SharedLimits:
         self._number = number
         self._portions: dict[str, _Portion] = {}
 
-    async def take_session(
+    async def reserve_session(
         self, session_id: str, app_name: str, *, per_app: int, total: int
     ) -> str | None:
-        """Take a place for a session that is being opened.
+        """Reserve a session that is being opened.
 
         Returns:
-            The limit that is reached, ``app`` or ``server``; None if the place was taken.
+            The limit that is reached, ``app`` or ``server``; None if the session is reserved.
         """
         return await self._call_limit(
             "SELECT take_session_place(?, ?, ?, ?, ?)",
@@ -100,16 +100,16 @@ class SharedLimits:
         except Error:
             self.add([statement])
 
-    async def take_upload(
+    async def reserve_upload(
         self, upload: bytes, app_name: str, size: int, *, max_bytes: int, max_count: int
     ) -> str | None:
-        """Take or enlarge the place of an upload.
+        """Reserve the bytes of an upload, instead of those that it had reserved.
 
         Args:
             size: of the whole upload, as far as it is known.
 
         Returns:
-            The limit that is reached, ``bytes`` or ``count``; None if the place has that size now.
+            The limit that is reached, ``bytes`` or ``count``; None if the bytes are reserved.
         """
         return await self._call_limit(
             "SELECT take_upload_place(?, ?, ?, ?, ?, ?)",
@@ -127,7 +127,7 @@ class SharedLimits:
         )
         return int(size), int(count)
 
-    async def take_prompt(self, app_name: str, per_minute: int) -> bool:
+    async def count_prompt(self, app_name: str, per_minute: int) -> bool:
         """Count a prompt of an app; False if it has sent too many of late.
 
         Of a large rate a node takes several at once, so that not every prompt waits for the
@@ -183,10 +183,10 @@ class SharedLimits:
 
 
 def free_session(session_id: str) -> Statement:
-    """Free the place of a session, which is stored or was not opened."""
+    """Free the reservation of a session, which is stored or was not opened."""
     return "DELETE FROM session_places WHERE session_id = ?", (session_id,)
 
 
 def free_upload(upload: bytes) -> Statement:
-    """Free the place of an upload, which is stored or deleted."""
+    """Free the reservation of an upload, which is stored or deleted."""
     return "DELETE FROM upload_places WHERE hash = ?", (upload,)

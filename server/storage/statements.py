@@ -21,6 +21,7 @@ from .schema import (
     SteerRow,
     TokenRow,
     TurnRow,
+    columns,
 )
 from .segments import delete_log
 from .share_row import ShareRow
@@ -30,11 +31,11 @@ LOG_ROWS = 240
 
 
 def _insert(table: str, row: Any) -> Statement:
-    names = [field.name for field in dataclasses.fields(row)]
-    marks = ", ".join("?" * len(names))
+    fields = dataclasses.fields(row)
+    marks = ", ".join("?" * len(fields))
     return (
-        f"INSERT INTO {table} ({', '.join(names)}) VALUES ({marks})",
-        [getattr(row, name) for name in names],
+        f"INSERT INTO {table} ({columns(type(row))}) VALUES ({marks})",
+        [getattr(row, field.name) for field in fields],
     )
 
 

@@ -94,11 +94,11 @@ class UsageQueries:
             until,
             app_name,
         )
-        found = []
+        groups = []
         for value, *counts, amount, currency in rows:
             row = {name: value, **dict(zip(SUMMED, counts, strict=True))}
             row = {key: field for key, field in row.items() if field is not None or key == name}
             if amount is not None:
                 row["cost"] = {"amount": amount, "currency": currency}
-            found.append(row)
-        return found
+            groups.append(row)
+        return groups

@@ -49,14 +49,14 @@ class Upload:
 
     Attributes:
         size: bytes that were received.
-        place: bytes that are reserved for it in the limits of a cluster.
+        reserved: bytes that are reserved for it in the limits of a cluster.
     """
 
     app_name: str
     token: str
     path: Path
     size: int
-    place: int = 0
+    reserved: int = 0
 
 
 class FileStore:
@@ -105,13 +105,13 @@ class FileStore:
     async def start(self) -> None:
         """Count the stored files, and delete unfinished uploads of a server that was killed."""
         # Before the rows: another node may store one in between.
-        found = await asyncio.to_thread(_abandoned_in, self._data_dir)
+        abandoned = await asyncio.to_thread(_abandoned_in, self._data_dir)
         rows = await self._queries.all_files()
         for row in rows:
             self._bytes_of[row.app_name] += row.size
             self._count_of[row.app_name] += 1
         known = {row.hash.hex() for row in rows}
-        for name in found:
+        for name in abandoned:
             if name not in known:
                 await self._remove(self._data_dir.uploads / name)
 
@@ -149,7 +149,7 @@ class FileStore:
         self._count_of[app_name] += 1
         try:
             if self.shared is not None:
-                await self._take_place(upload, 0)
+                await self._reserve_in_cluster(upload, 0)
             await asyncio.to_thread(safe_files.make_folder, *self._data_dir.split(path.parent))
             await self._write(upload, chunks)
         except OSError as error:
@@ -176,7 +176,7 @@ class FileStore:
         )
         try:
             await to_completion(self._writer.commit([statements.insert_file(row)]))
-            await self._free_place(upload)
+            await self._free_reservation(upload)
         except BaseException:
             await self.discard(upload)
             raise
@@ -184,7 +184,7 @@ class FileStore:
     async def discard(self, upload: Upload) -> None:
         """Delete an upload that was not registered."""
         self._release(upload.app_name, upload.size)
-        await self._free_place(upload)
+        await self._free_reservation(upload)
         await self._remove(upload.path.parent)
 
     async def _remove(self, path: Path) -> None:
@@ -202,8 +202,8 @@ class FileStore:
                 if upload.size + len(chunk) > self._max_bytes:
                     message = f"a file has at most {self._max_bytes} bytes"
                     raise Error(ErrorCode.PAYLOAD_TOO_LARGE, message)
-                if self.shared is not None and upload.size + len(chunk) > upload.place:
-                    await self._take_place(upload, len(chunk))
+                if self.shared is not None and upload.size + len(chunk) > upload.reserved:
+                    await self._reserve_in_cluster(upload, len(chunk))
                 self._reserve(upload, len(chunk))
                 await asyncio.to_thread(file.write, chunk)
         finally:
@@ -217,14 +217,14 @@ class FileStore:
         upload.size += more
         self._bytes_of[upload.app_name] += more
 
-    async def _take_place(self, upload: Upload, more: int) -> None:
+    async def _reserve_in_cluster(self, upload: Upload, more: int) -> None:
         """Reserve *more* bytes in the limits of the cluster, and some in advance if there are."""
         assert self.shared is not None
         limit = self._limit_of(upload.app_name)
         for advance in (ADVANCE_BYTES, 0) if more else (0,):
             size = upload.size + more + advance
             refused = await to_completion(
-                self.shared.take_upload(
+                self.shared.reserve_upload(
                     _token_hash(upload.token),
                     upload.app_name,
                     size,
@@ -233,13 +233,13 @@ class FileStore:
                 )
             )
             if refused is None:
-                upload.place = size
+                upload.reserved = size
                 return
             if refused == "count":
                 raise self._too_many()
         raise _too_large(limit)
 
-    async def _free_place(self, upload: Upload) -> None:
+    async def _free_reservation(self, upload: Upload) -> None:
         if self.shared is not None:
             await to_completion(self.shared.free(free_upload(_token_hash(upload.token))))
 
@@ -328,8 +328,8 @@ def _too_large(limit: int) -> Error:
 def _abandoned_in(data_dir: DataDir) -> list[str]:
     """The names of the uploads that are not being written."""
     folder = data_dir.uploads
-    found = folder.iterdir() if folder.is_dir() else ()
-    return [entry.name for entry in found if data_dir.is_abandoned(entry)]
+    entries = folder.iterdir() if folder.is_dir() else ()
+    return [entry.name for entry in entries if data_dir.is_abandoned(entry)]
 
 
 def prepend_file_paths(

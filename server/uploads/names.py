@@ -47,12 +47,12 @@ def parse_content_disposition(header: str) -> Mapping[str, str]:
     Browsers only escape quotes and line ends, so a semicolon or a backslash within quotes is part
     of the value.
     """
-    found: dict[str, str] = {}
+    parameters: dict[str, str] = {}
     for match in _HEADER_PARAMETER.finditer(header):
         quoted = match["quoted"]
         value = match["token"].strip() if quoted is None else re.sub(r'\\(["\\])', r"\1", quoted)
-        found.setdefault(match["key"].lower(), value)
-    return found
+        parameters.setdefault(match["key"].lower(), value)
+    return parameters
 
 
 def decode_filename(parameters: Mapping[str, str]) -> str:

@@ -76,8 +76,8 @@ class BuiltPage:
 
 
 def _served_files(folder: Path) -> list[tuple[str, Path]]:
-    found = (path for path in folder.rglob("*") if path.is_file())
-    served = (path for path in found if not path.name.endswith(".d.ts"))
+    paths = (path for path in folder.rglob("*") if path.is_file())
+    served = (path for path in paths if not path.name.endswith(".d.ts"))
     return sorted((path.relative_to(folder).as_posix(), path) for path in served)
 
 

@@ -39,7 +39,9 @@ async def conditional_json(
         if _is_known(request.headers.getall(hdrs.IF_NONE_MATCH, []), digest.hexdigest()):
             return web.Response(status=304, headers=headers)
     compress = accepts_coding(request.headers.getall(hdrs.ACCEPT_ENCODING, []), "gzip")
-    return await stream_json(request, _chain(gathered, pieces), headers=headers, compress=compress)
+    return await stream_json(
+        request, _chain_pieces(gathered, pieces), headers=headers, compress=compress
+    )
 
 
 def _is_known(lines: list[str], digest: str) -> bool:
@@ -48,7 +50,7 @@ def _is_known(lines: list[str], digest: str) -> bool:
     return "*" in tags or f'"{digest}"' in tags
 
 
-async def _chain(first: list[bytes], rest: AsyncIterator[bytes]) -> AsyncIterator[bytes]:
+async def _chain_pieces(first: list[bytes], rest: AsyncIterator[bytes]) -> AsyncIterator[bytes]:
     while first:
         yield first.pop(0)
     async for piece in rest:

@@ -167,7 +167,8 @@ async def session_of(request: web.Request, *, is_shared: bool = False) -> Sessio
 
 async def viewed_session_of(request: web.Request, *, is_shared: bool = False) -> ViewedSession:
     """As :func:`session_of`, but also a session that another node of the cluster runs."""
-    return await context_of(request).sessions.viewed(*_authenticated(request, is_shared=is_shared))
+    authenticated = _authenticated(request, is_shared=is_shared)
+    return await context_of(request).sessions.get_viewed(*authenticated)
 
 
 def _authenticated(request: web.Request, *, is_shared: bool) -> tuple[str, str]:

@@ -7,7 +7,7 @@ import time
 from collections import Counter
 from typing import get_args
 
-from ..agents.base import Presence
+from ..agents.agent_state import Presence
 from ..storage.writer import DatabaseWriter
 from .context import ServerContext
 
@@ -16,7 +16,7 @@ def register_gauges(context: ServerContext, writer: DatabaseWriter) -> None:
     """Register the metrics whose values the parts of the server keep themselves."""
     metrics, tokens, runner = context.metrics, context.tokens, context.runner
     sessions, sockets = context.sessions, context.sockets
-    slots, outbox = sessions.slots, context.outbox
+    slots = sessions.slots
     for name, description, read in (
         ("open_sessions", "Open sessions", lambda: sessions.quotas.open_sessions),
         ("live_agents", "Agent processes", lambda: len(slots)),
@@ -41,27 +41,13 @@ def register_gauges(context: ServerContext, writer: DatabaseWriter) -> None:
             "Entries that the slowest socket has not been sent",
             lambda: sockets.replay_lag,
         ),
-        (
-            "webhook_deliveries",
-            "Deliveries that wait for the receivers of webhooks",
-            lambda: sum(queue.length for queue in outbox.sender.queues.values()),
-        ),
-        ("push_subscriptions", "Push subscriptions", lambda: len(outbox.subscriptions)),
         ("log_backlog_bytes", "Entries that are not yet durable", lambda: writer.backlog),
         ("tasks", "Asyncio tasks", lambda: len(asyncio.all_tasks())),
     ):
         metrics.add_gauge(name, description, read)
+    _register_outbox(context)
     _register_cluster(context)
     metrics.add_counter("cpu_seconds", "CPU time of the server's process", time.process_time)
-    sent, pushed = outbox.sender.counts, outbox.push.counts
-    for name, description, count in (
-        ("webhooks_accepted", "Accepted requests of webhooks", lambda: sent["accepted"]),
-        ("webhooks_failed", "Failed requests of webhooks", lambda: sent["failed"]),
-        ("webhooks_dropped", "Events dropped for full queues", lambda: sent["dropped"]),
-        ("push_sent", "Accepted push notifications", lambda: pushed["sent"]),
-        ("push_failed", "Push notifications that were given up", lambda: pushed["failed"]),
-    ):
-        metrics.add_counter(name, description, count)
     level = sessions.backend.sandbox.level
     metrics.add_labelled_gauge(
         "sandbox", "The level of the sandbox", "level", [level], lambda: {level: 1}
@@ -70,6 +56,26 @@ def register_gauges(context: ServerContext, writer: DatabaseWriter) -> None:
     metrics.add_labelled_gauge(
         "agents", "Agents, and sessions without one", "state", states, sessions.figures.count_agents
     )
+
+
+def _register_outbox(context: ServerContext) -> None:
+    """Register the metrics of webhooks and push notifications."""
+    metrics, outbox = context.metrics, context.outbox
+    sent, pushed = outbox.sender.counts, outbox.push.counts
+    metrics.add_gauge(
+        "webhook_deliveries",
+        "Deliveries that wait for the receivers of webhooks",
+        lambda: sum(queue.length for queue in outbox.sender.queues.values()),
+    )
+    metrics.add_gauge("push_subscriptions", "Push subscriptions", lambda: len(outbox.subscriptions))
+    for name, description, count in (
+        ("webhooks_accepted", "Accepted requests of webhooks", lambda: sent["accepted"]),
+        ("webhooks_failed", "Failed requests of webhooks", lambda: sent["failed"]),
+        ("webhooks_dropped", "Events dropped for full queues", lambda: sent["dropped"]),
+        ("push_sent", "Accepted push notifications", lambda: pushed["sent"]),
+        ("push_failed", "Push notifications that were given up", lambda: pushed["failed"]),
+    ):
+        metrics.add_counter(name, description, count)
 
 
 def _register_cluster(context: ServerContext) -> None:

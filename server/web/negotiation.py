@@ -39,14 +39,14 @@ def accepts_coding(lines: Sequence[str], coding: str) -> bool:
 
 def _qualities(lines: Sequence[str]) -> Mapping[str, float]:
     """Return the weight of each element by its name in lower case; of repeated ones the highest."""
-    found: dict[str, float] = {}
+    qualities: dict[str, float] = {}
     for line in lines:
         for element in _ELEMENT.findall(line):
             name, *parameters = (part.strip() for part in _PARAMETER.findall(element) or [""])
             if name:
-                weight = max(_weight(parameters), found.get(name.lower(), 0.0))
-                found[name.lower()] = weight
-    return found
+                weight = max(_weight(parameters), qualities.get(name.lower(), 0.0))
+                qualities[name.lower()] = weight
+    return qualities
 
 
 def _weight(parameters: Sequence[str]) -> float:

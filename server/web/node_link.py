@@ -24,8 +24,8 @@ from aiohttp.typedefs import Handler
 from multidict import CIMultiDict
 
 from ..cluster.channels import PIECE_BYTES, ChannelLostError, NodeChannel
-from ..cluster.membership import ElsewhereError
-from ..cluster.node import ClusterNode, out_of_reach
+from ..cluster.membership import OtherNodeError
+from ..cluster.node import ClusterNode, node_unreachable
 from ..sessions.entries import HIDDEN_ID
 from .context import CREDENTIAL, REQUEST_ID, authenticate_app, context_of, waiting
 from .control_socket import is_operator
@@ -183,13 +183,13 @@ class NodeLink:
                 if not sending.is_repeatable:
                     break
                 node = await self._owner_of(request)
-        raise out_of_reach()
+        raise node_unreachable()
 
     async def _owner_of(self, request: web.Request) -> int:
         """The node that has the session of a request now."""
         try:
             await context_of(request).sessions.find(request.match_info["session_id"])
-        except ElsewhereError as error:
+        except OtherNodeError as error:
             return error.owner
         assert self.node.number is not None
         return self.node.number
@@ -212,7 +212,7 @@ class NodeLink:
                 raise ResponseLostError from None
             return await _pass_on(request, channel, head)
         except ChannelLostError:
-            raise out_of_reach() from None
+            raise node_unreachable() from None
         finally:
             channel.close()
 
@@ -271,12 +271,12 @@ class NodeLink:
                 allow_redirects=False,
             ) as response,
         ):
-            found = [
+            passed = [
                 (str(name), value)
                 for name, value in response.headers.items()
                 if name.lower() not in _HOP_HEADERS or name.lower() == "content-length"
             ]
-            head = ForwardedResponse(response.status, response.reason or "", found)
+            head = ForwardedResponse(response.status, response.reason or "", passed)
             await channel.send(msgspec.msgpack.encode(head))
             async for data, _ in response.content.iter_chunks():
                 await _forward_bytes(data, channel)
@@ -332,20 +332,20 @@ async def _handle(request: web.Request, handler: Handler) -> web.StreamResponse:
     if link.origin_of(request) is not None:
         try:
             return await handler(request)
-        except ElsewhereError:  # the session has moved meanwhile
-            raise out_of_reach() from None
+        except OtherNodeError:  # the session has moved meanwhile
+            raise node_unreachable() from None
     sessions = context_of(request).sessions
     if request.method == hdrs.METH_POST and request.path in PLACED:
-        placed = link.node.place()
-        if placed != sessions.cluster.number:
+        chosen = link.node.choose_node()
+        if chosen != sessions.cluster.number:
             authenticate_app(request)  # only authenticated requests are passed on
-            return await link.forward(request, placed)
+            return await link.forward(request, chosen)
     try:
         return await handler(request)
-    except ElsewhereError as error:
+    except OtherNodeError as error:
         is_read = request.content.at_eof() and request.body_exists
         if is_read and READ_BODY not in request:
-            raise out_of_reach() from None
+            raise node_unreachable() from None
         return await link.forward(request, error.owner)
 
 

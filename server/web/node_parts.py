@@ -11,13 +11,13 @@ from collections.abc import AsyncIterator, Callable
 from aiohttp import web
 
 from ..accounts.accounts import Accounts
-from ..accounts.elsewhere import Elsewhere
+from ..accounts.remote_spending import RemoteSpending
 from ..acp.relay_server import AcpRelayServer
 from ..agents.base import Backend
 from ..agents.host.backend import HostBackend
 from ..agents.process import supervise
 from ..auth.shared_tickets import SharedTickets
-from ..cluster.membership import ALONE, Cluster
+from ..cluster.membership import SINGLE_SERVER, Cluster
 from ..cluster.node import NODES, ClusterNode
 from ..errors import DatabaseError, Error
 from ..sessions.followed_log import LogFollower, LossWatch
@@ -54,14 +54,14 @@ def share_accounts(
 ) -> None:
     """Let the accounts of a node read the spending of the other nodes; *stack* ends this."""
     if engine is not None:
-        accounts.join(Elsewhere(engine.limits, lambda: writer.commit(()), clock))
+        accounts.join(RemoteSpending(engine.limits, lambda: writer.commit(()), clock))
         stack.push_async_callback(accounts.stop)
 
 
 def make_node(engine: SharedEngine | None, supervisor: Supervisor) -> Cluster:
     """This server as a node of a cluster, or as a server with a database of its own."""
     if engine is None:
-        return ALONE
+        return SINGLE_SERVER
     lease = engine.lease
     return ClusterNode(
         engine.driver,
@@ -107,51 +107,23 @@ class NodeParts:
         losses = LossWatch(lambda: self._tail.failovers, lambda: self._tail.on_lost())
         self._follower = LogFollower(node, logs, sessions.queries, losses)
         self._lists = RemoteLists(node, sessions)
-        self._reporter = HeadReporter(node, sessions.loaded)
+        self._reporter = HeadReporter(node, sessions.memory.get)
         self._tokens_changed = asyncio.Event()
         self._digest: tuple[object, ...] = ()
-        self._has_taken_over = asyncio.Event()
+        self._has_work = asyncio.Event()
         sessions.remote = RemoteSessions(node, self._follower, self._lists, sessions.queries)
         self._ownership = sessions.ownership = SessionOwnership(sessions, node)
 
     @contextlib.asynccontextmanager
     async def running(self, app: web.Application, context: ServerContext) -> AsyncIterator[None]:
         """Serve the other nodes."""
-        node, tokens = self._node, context.tokens
-
-        def start_again() -> None:
-            self._sessions.logs.pages.clear()
-            context.sockets.start_again()
-
-        self._tail.on_lost = start_again
-        context.sessions.quotas.shared = context.files.shared = self._limits
+        node, tasks = self._node, Tasks()
         app[LINK] = NodeLink(node)
-        CommandServer(node, self._sessions, tokens, context.files)
-        AcpRelayServer(node, self._sessions, tokens, context.logins)
-
-        async def notify_nodes() -> None:
-            await node.notify_all(TOKENS_CHANGED)
-
-        tokens.shared_tickets = SharedTickets(node.engine, context.settings.max_tickets_per_app)
-        tokens.on_changed = tokens.shares.on_changed = notify_nodes
-        node.on_event[TOKENS_CHANGED] = lambda _: self._tokens_changed.set()
-        slots = self._sessions.slots
-        self._lease.load = lambda: (context.settings.max_live_agents, len(slots))
-        tasks = Tasks()
-
-        def close_sockets(state: LeaseState) -> None:
-            if state is LeaseState.FROZEN:
-                tasks.spawn(context.sockets.close_all(FROZEN_CLOSE_SECS), "frozen-sockets")
-
-        def find_nodes(_: str) -> None:
-            tasks.spawn(self._find_nodes(), "cluster-nodes")
-
-        self._lease.followers.append(close_sockets)
-        self._lease.on_gone = self._take_over
-        self._lease.on_nodes = node.note_nodes
-        node.find_nodes = self._lease.beat
-        node.on_event[NODES] = find_nodes
-        node.on_digest = self._note_digest
+        CommandServer(node, self._sessions, context.tokens, context.files)
+        AcpRelayServer(node, self._sessions, context.tokens, context.logins)
+        context.sessions.quotas.shared = context.files.shared = self._limits
+        self._connect_tokens(context)
+        self._connect_lease(context, tasks)
         await self._lease.beat()
         await self._start_bus(context)
         for name, loop in (
@@ -159,21 +131,56 @@ class NodeParts:
             ("cluster-heads", self._follower.watch),
             ("cluster-lists", self._lists.run),
             ("cluster-sessions", self._ownership.run),
-            ("cluster-count", self._ownership.count),
+            ("cluster-count", self._ownership.count_sessions),
             ("cluster-refresh", lambda: self._refresh(context)),
-            ("cluster-left", lambda: self._take_up_left(context)),
+            ("cluster-left", lambda: self._complete_work(context)),
         ):
             context.supervisor.spawn(tasks, name, loop)
         try:
             # Before the first request: a session of this node's predecessor has an owner again.
-            await self._ownership.tend()
+            await self._ownership.take_over_work()
             await self._sessions.writer.flush()
-            self._has_taken_over.set()  # look for what is left at once
+            self._has_work.set()  # look for what is left at once
             yield
         finally:
             await tasks.finish(0)
             for part in (self._reporter, self._lists, self._follower, node.channels, node.bus):
                 await part.stop()
+
+    def _connect_tokens(self, context: ServerContext) -> None:
+        """Let the nodes learn of changes of tokens, and have all open tickets in common."""
+        node, tokens = self._node, context.tokens
+
+        async def notify_nodes() -> None:
+            await node.notify_all(TOKENS_CHANGED)
+
+        tokens.shared_tickets = SharedTickets(node.engine, context.settings.max_tickets_per_app)
+        tokens.on_changed = tokens.shares.on_changed = notify_nodes
+        node.on_event[TOKENS_CHANGED] = lambda _: self._tokens_changed.set()
+        node.on_digest = self._note_digest
+
+    def _connect_lease(self, context: ServerContext, tasks: Tasks) -> None:
+        """Report the load with each beat, and follow losses of the lease and of other nodes."""
+        slots = self._sessions.slots
+
+        def start_again() -> None:
+            self._sessions.logs.pages.clear()
+            context.sockets.start_again()
+
+        def close_sockets(state: LeaseState) -> None:
+            if state is LeaseState.FROZEN:
+                tasks.spawn(context.sockets.close_all(FROZEN_CLOSE_SECS), "frozen-sockets")
+
+        def find_nodes() -> None:
+            tasks.spawn(self._find_nodes(), "cluster-nodes")
+
+        self._tail.on_lost = start_again
+        self._lease.load = lambda: (context.settings.max_live_agents, len(slots))
+        self._lease.followers.append(close_sockets)
+        self._lease.on_gone = self._on_gone
+        self._lease.on_nodes = self._node.note_nodes
+        self._node.find_nodes = self._lease.beat
+        self._node.on_event[NODES] = lambda _: find_nodes()
 
     async def _start_bus(self, context: ServerContext) -> None:
         bus = self._node.bus
@@ -184,19 +191,19 @@ class NodeParts:
                 await bus.is_proven.wait()
         bus.announce(NODES)
 
-    def _take_over(self, numbers: list[int]) -> None:
+    def _on_gone(self, numbers: list[int]) -> None:
         """Take the sessions and the other work of nodes that have ended, without waiting."""
         self._node.note_gone(numbers)
         self._node.bus.announce(NODES)
-        self._ownership.notice()
-        self._has_taken_over.set()
+        self._ownership.run_soon()
+        self._has_work.set()
 
     async def _find_nodes(self) -> None:
         """Find which nodes there are now, and the sessions of those that have ended."""
         await self._lease.beat()
-        self._ownership.notice()
+        self._ownership.run_soon()
 
-    async def _take_up_left(self, context: ServerContext) -> None:
+    async def _complete_work(self, context: ServerContext) -> None:
         """End the runs and send the webhooks of nodes that have ended, forever.
 
         Rounds without an event complete the work that another node has not finished.
@@ -204,14 +211,14 @@ class NodeParts:
         while True:
             with contextlib.suppress(TimeoutError):
                 async with asyncio.timeout(RUNS_POLL_SECS):
-                    await self._has_taken_over.wait()
-            self._has_taken_over.clear()
+                    await self._has_work.wait()
+            self._has_work.clear()
             try:
                 await context.runner.end_interrupted()
                 await context.jobs.end_interrupted()
                 await self._adopt_deliveries(context)
             except (DatabaseError, Error) as error:
-                logger.warning("the work of other nodes cannot be taken up: %s", error)
+                logger.warning("the work of other nodes cannot be taken over: %s", error)
 
     async def _adopt_deliveries(self, context: ServerContext) -> None:
         number = self._lease.number

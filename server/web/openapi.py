@@ -102,7 +102,7 @@ def _schemas(endpoints: Sequence[Endpoint]) -> JsonObject:
         if endpoint.result is not None:
             (successes if endpoint.has_ok else requests).append(endpoint.result)
         failures += endpoint.failure_results.values()
-    found, components = msgspec.json.schema_components(
+    refs, components = msgspec.json.schema_components(
         dict.fromkeys([*requests, *successes, *failures]),
         schema_hook=schema_of_custom,
         ref_template=REF,
@@ -110,7 +110,7 @@ def _schemas(endpoints: Sequence[Endpoint]) -> JsonObject:
     for ok, structs in ((True, successes), (False, failures)):
         for name in dict.fromkeys(struct.__name__ for struct in structs):
             components[name] = _with_ok(components[name], ok)
-    return {"ContentBlock": found[0], **components}
+    return {"ContentBlock": refs[0], **components}
 
 
 def _with_ok(schema: JsonObject, ok: bool) -> JsonObject:

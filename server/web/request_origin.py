@@ -43,15 +43,15 @@ def client_address(request: web.Request, trusted: Sequence[Network]) -> str | No
     remote = address_of(request.remote or "")
     if not is_in_networks(remote, trusted):
         return request.remote
-    found = {
+    clients = {
         _last_untrusted(hops, remote, trusted)
         for hops in (_x_forwarded_for(request), _forwarded(request))
         if hops is not None
     }
     # A proxy that writes only one of the two headers passes on the other as the client sent it.
-    if not found:
+    if not clients:
         return request.remote
-    return found.pop() if len(found) == 1 else ""
+    return clients.pop() if len(clients) == 1 else ""
 
 
 def _last_untrusted(hops: list[str], address: Address | None, trusted: Sequence[Network]) -> str:
@@ -73,8 +73,8 @@ def _forwarded(request: web.Request) -> list[str] | None:
     if lines is None:
         return None
     elements = [element for line in lines for element in _FORWARDED_ELEMENT.findall(line)]
-    found = [_FORWARDED_FOR.search(element) for element in elements]
-    return [match[1] if match else "" for match in found]
+    matches = [_FORWARDED_FOR.search(element) for element in elements]
+    return [match[1] if match else "" for match in matches]
 
 
 def bearer(request: web.Request) -> str | None:

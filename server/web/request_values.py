@@ -68,14 +68,14 @@ def _single_values(values: MultiMapping[str], struct: type[StructT]) -> dict[str
     Raises:
         Error: ``bad_request``; a field has several different values.
     """
-    found: dict[str, str] = {}
+    single: dict[str, str] = {}
     for name in _field_names(struct):
         texts = set(values.getall(name, ()))
         if len(texts) > 1:
             raise bad_request(f"{name}: has several different values")
         if texts:
-            found[name] = texts.pop()
-    return found
+            single[name] = texts.pop()
+    return single
 
 
 def from_texts(values: Mapping[str, str], struct: type[StructT]) -> StructT:
@@ -114,11 +114,11 @@ def _convert(value: Any, struct: type[StructT], *, strict: bool) -> StructT:
 
 def _allowed_values(message: str, struct: type[StructT]) -> str:
     """List the allowed values of an enum field; msgspec's message names only the refused one."""
-    found = re.fullmatch(r"Invalid enum value .* - at `\$\.(\w+)`", message, re.DOTALL)
-    if found is None:
+    match = re.fullmatch(r"Invalid enum value .* - at `\$\.(\w+)`", message, re.DOTALL)
+    if match is None:
         return ""
     schema = msgspec.json.schema(struct, schema_hook=schema_of_custom)["$defs"][struct.__name__]
-    field = schema["properties"].get(found[1], {})
+    field = schema["properties"].get(match[1], {})
     values = [
         value for schema in (field, *field.get("anyOf", ())) for value in schema.get("enum", ())
     ]

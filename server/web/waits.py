@@ -15,7 +15,7 @@ import msgspec
 from aiohttp import web
 
 from ..codec import dumps
-from ..reload.state import Passed
+from ..reload.state import PassedDescriptors
 from .listener import Listener
 from .request_handler import BoundedRequestHandler
 
@@ -80,16 +80,18 @@ def continued_turn(request: web.Request) -> WaitedTurn | None:
     return request.app.get(CONTINUED, {}).pop(request.headers.get(CONTINUES, ""), None)
 
 
-def pack_waits(connections: Iterable[BoundedRequestHandler], passed: Passed) -> list[CarriedWait]:
+def pack_waits(
+    connections: Iterable[BoundedRequestHandler], passed: PassedDescriptors
+) -> list[CarriedWait]:
     waits = []
     for connection in connections:
         if connection.wait is None or connection.transport is None or connection.is_writing:
             continue
         head, turn = connection.wait
-        found = connection.transport.get_extra_info("socket")
+        client_socket = connection.transport.get_extra_info("socket")
         waits.append(
             CarriedWait(
-                descriptor=passed.add(found.fileno()),
+                descriptor=passed.add(client_socket.fileno()),
                 head=head,
                 turn_index=turn.turn_index,
                 is_steered=turn.is_steered,

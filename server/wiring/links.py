@@ -23,7 +23,7 @@ def connect_tokens(
 
     def end_app(app_name: str) -> None:
         sockets.close_app(app_name)
-        for session in sessions.in_memory():
+        for session in sessions.memory.all():
             if session.row.app_name == app_name:
                 session.turns.cancel_all()
         jobs.stop_app(app_name)

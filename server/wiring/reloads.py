@@ -13,7 +13,7 @@ import msgspec
 from ..agents.process.child import reap_others
 from ..auth.tickets import CarriedTicket
 from ..auth.tokens import TokenRegistry
-from ..reload.state import Inherited, Passed
+from ..reload.state import Inherited, PassedDescriptors
 from ..storage.writer import DatabaseWriter
 from ..web.listener import Listener
 from ..web.waits import CarriedWait, pack_waits
@@ -100,7 +100,7 @@ class ReloadableConnections:
                 connection.start_reading()
             self.listener.start_accepting()
 
-    def pack(self, passed: Passed) -> CarriedListeners:
+    def pack(self, passed: PassedDescriptors) -> CarriedListeners:
         listening = self.listener.descriptors if self.listener is not None else []
         return CarriedListeners(
             listening=[passed.add(descriptor) for descriptor in listening],
@@ -114,7 +114,7 @@ class ReloadableConnections:
         return []
 
 
-def _pack_idle(listener: Listener, passed: Passed) -> list[int]:
+def _pack_idle(listener: Listener, passed: PassedDescriptors) -> list[int]:
     idle = (
         connection.transport
         for connection in listener.connections
@@ -182,7 +182,7 @@ class ReloadableStorage:
     def thaw(self) -> None:
         """Do nothing: commits continue."""
 
-    def pack(self, passed: Passed) -> CarriedStorage:
+    def pack(self, passed: PassedDescriptors) -> CarriedStorage:
         return CarriedStorage(lock=passed.add(self._lock), tickets=self._tokens.tickets.pack())
 
     def children(self) -> Sequence[int]:

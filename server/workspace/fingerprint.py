@@ -39,8 +39,8 @@ def take_fingerprint(folder: WorkFolder) -> Fingerprint | None:
     try:
         while waiting:
             names = waiting.pop()
-            with folder.open(*names) as descriptor, os.scandir(descriptor) as found:
-                for entry in found:
+            with folder.open(*names) as descriptor, os.scandir(descriptor) as children:
+                for entry in children:
                     if len(entries) == MAX_SEEN:
                         return None
                     status = entry.stat(follow_symlinks=False)

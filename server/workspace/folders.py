@@ -106,9 +106,9 @@ def open_to_read(folder: WorkFolder, names: Names) -> BinaryIO:
         raise read_error(error, "file") from None
 
 
-def entity_tag(found: os.stat_result) -> str:
+def entity_tag(status: os.stat_result) -> str:
     """Return the tag of a file's version, without quotes."""
-    return f"{found.st_ino:x}-{found.st_ctime_ns:x}-{found.st_size:x}"
+    return f"{status.st_ino:x}-{status.st_ctime_ns:x}-{status.st_size:x}"
 
 
 def write_error(error: OSError, path: str) -> Exception:

@@ -62,18 +62,18 @@ def list_entries(folder: WorkFolder, names: Names, depth: int, limit: int) -> Fo
         current, levels = waiting.popleft()
         try:
             with folder.open(*current) as descriptor:
-                found = _entries_of(descriptor, current, limit - len(entries) + 1)
+                children = _entries_of(descriptor, current, limit - len(entries) + 1)
         except OSError as error:
             if current == names:
                 raise read_error(error, "folder") from None
             continue  # removed or replaced meanwhile, or not readable
-        entries += found
+        entries += children
         if len(entries) > limit:
             return FolderListing(sorted(entries[:limit], key=_by_path), is_truncated=True)
         if levels > 1:
             waiting += (
                 ((*current, entry.path.rpartition("/")[2]), levels - 1)
-                for entry in found
+                for entry in children
                 if entry.type == "directory"
             )
     return FolderListing(sorted(entries, key=_by_path), is_truncated=False)
@@ -85,7 +85,7 @@ def _by_path(entry: FolderEntry) -> list[str]:
 
 def _entries_of(descriptor: int, names: Names, limit: int) -> list[FolderEntry]:
     """Return at most *limit* entries of one folder, in order."""
-    found: list[FolderEntry] = []
+    entries: list[FolderEntry] = []
     with os.scandir(descriptor) as scan:
         for entry in scan:
             try:
@@ -96,7 +96,7 @@ def _entries_of(descriptor: int, names: Names, limit: int) -> list[FolderEntry]:
                 continue
             size = 0 if kind == "directory" else status.st_size
             path = "/".join([*names, entry.name])
-            found.append(FolderEntry(path, kind, size, int(status.st_mtime)))
-            if len(found) == limit:
+            entries.append(FolderEntry(path, kind, size, int(status.st_mtime)))
+            if len(entries) == limit:
                 break
-    return sorted(found, key=_by_path)
+    return sorted(entries, key=_by_path)

@@ -192,8 +192,8 @@ class SessionSnapshots:
 
         async def read() -> list[dict[str, Any]]:
             async with self.lock:
-                found: list[dict[str, Any]] = (await self._request("records"))[0]["records"]
-                return found
+                records: list[dict[str, Any]] = (await self._request("records"))[0]["records"]
+                return records
 
         return await self._service.finish(read())
 

@@ -126,11 +126,11 @@ class Snapshots:
         Args:
             is_new: the session has had no turn.
         """
-        found = self._sessions.get(session_id)
-        if found is None:
-            found = SessionSnapshots(self, session_id, app_name, cwd, is_new=is_new)
-            self._sessions[session_id] = found
-        return found
+        snapshots = self._sessions.get(session_id)
+        if snapshots is None:
+            snapshots = SessionSnapshots(self, session_id, app_name, cwd, is_new=is_new)
+            self._sessions[session_id] = snapshots
+        return snapshots
 
     async def call(
         self, app_name: str, request: Mapping[str, Any], timeout: float

@@ -72,14 +72,14 @@ class FileDraft:
         self._file.flush()
         try:
             with self._parent(above) as parent:
-                old = _status(name, parent)
+                old = _status_of(name, parent)
                 if not may_write(old):
                     raise Error(ErrorCode.PRECONDITION_FAILED, "the file has changed")
                 if old is not None and stat.S_ISDIR(old.st_mode):
                     raise OSError(errno.EISDIR, os.strerror(errno.EISDIR))
                 is_file = old is not None and stat.S_ISREG(old.st_mode)
                 mode = stat.S_IMODE(old.st_mode) & 0o777 if old is not None and is_file else None
-                self._move(name, parent, mode)
+                self._put_in_place(name, parent, mode)
         except OSError as error:
             raise write_error(error, self._path) from None
         return os.fstat(self._file.fileno())
@@ -123,7 +123,7 @@ class FileDraft:
         with self._folder.open(*above) as parent:
             yield parent
 
-    def _move(self, name: str, parent: int, mode: int | None) -> None:
+    def _put_in_place(self, name: str, parent: int, mode: int | None) -> None:
         if mode is not None:
             os.fchmod(self._file.fileno(), mode)
         if self._temporary is not None:
@@ -144,7 +144,7 @@ class FileDraft:
                 raise
 
 
-def _status(name: str, parent: int) -> os.stat_result | None:
+def _status_of(name: str, parent: int) -> os.stat_result | None:
     try:
         return os.stat(name, dir_fd=parent, follow_symlinks=False)
     except FileNotFoundError:

@@ -113,7 +113,7 @@ class AppSocket(CommandSocket):
             return
         if not isinstance(session_id, str):
             raise bad_request("session_id: is needed")
-        session = await self._sessions.viewed(session_id, self.app_name)
+        session = await self._sessions.get_viewed(session_id, self.app_name)
         match command:
             case protocol.SubscribeCommand(after=after):
                 self._subscribe(session, after)

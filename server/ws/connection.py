@@ -253,7 +253,7 @@ class WebSocketConnection(abc.ABC):
             if message is None:
                 return
             self.liveness.last_heard = self.output.clock()
-            if not self._rate.allows():
+            if not self._rate.try_acquire():
                 self.close(Disconnect(CloseCode.RATE_LIMIT, "too many frames", retry_after_ms=1000))
                 await asyncio.wait({self._writer})
                 return

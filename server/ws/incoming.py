@@ -84,7 +84,7 @@ class FrameScanner:
             if self._left:
                 size = min(self._left, end - at)
                 at += size
-                self._count(size)
+                self._count_payload(size)
                 continue
             header = self._header + data[at : at + _MAX_HEADER_BYTES - len(self._header)]
             size = _header_size(header)
@@ -108,9 +108,9 @@ class FrameScanner:
         self.is_in_message = True
         self.expected = self.message + size if self._is_final else None
         if not size:
-            self._count(0)
+            self._count_payload(0)
 
-    def _count(self, size: int) -> None:
+    def _count_payload(self, size: int) -> None:
         self._left -= size
         if self._is_control:
             return

@@ -46,12 +46,12 @@ class ListFollower:
 
     async def open(self) -> bytes:
         """Follow the list, and return the ``ready`` frame."""
-        self._sessions.changes.follow(self._app_name, self._note)
+        self._sessions.changes.follow(self._app_name, self._note_changed)
         views = [view async for view in self._views()]
         return protocol.frame("ready", protocol=protocol.PROTOCOL, sessions=views)
 
     def close(self) -> None:
-        self._sessions.changes.unfollow(self._app_name, self._note)
+        self._sessions.changes.unfollow(self._app_name, self._note_changed)
 
     def take(self, is_subscribed: Callable[[str], bool] = lambda _: False) -> list[bytes]:
         """Return the frames for all changes since the last call.
@@ -75,7 +75,7 @@ class ListFollower:
         self._known.pop(session_id, None)
         return protocol.frame("session_gone", session_id=session_id)
 
-    def _note(self, sessions: Collection[Session | ListedSession]) -> None:
+    def _note_changed(self, sessions: Collection[Session | ListedSession]) -> None:
         self._changed.update(dict.fromkeys(sessions))
         self._wake()
 
@@ -87,7 +87,7 @@ class ListFollower:
     def _changed_view(self, session: Session | ListedSession) -> dict[str, Any] | None:
         """Return the session's state, or None if the client knows it."""
         state = session.view()
-        view = self._select(state)
+        view = self._selected_fields(state)
         listed = {name: value for name, value in view.items() if name not in UNLISTED}
         if "unread" in view:
             listed["unread"] = state["head"] - state["unread"]
@@ -97,7 +97,7 @@ class ListFollower:
         self._known[session.id] = digest
         return view
 
-    def _select(self, view: Mapping[str, Any]) -> dict[str, Any]:
+    def _selected_fields(self, view: Mapping[str, Any]) -> dict[str, Any]:
         fields = self._fields
         return {
             name: value

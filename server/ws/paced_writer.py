@@ -48,8 +48,10 @@ class PacedWriter:
     @property
     def descriptor(self) -> int:
         """The descriptor of the socket; -1 if it is closed."""
-        found = self._transport.get_extra_info("socket")
-        return -1 if found is None or self._transport.is_closing() else int(found.fileno())
+        connection = self._transport.get_extra_info("socket")
+        if connection is None or self._transport.is_closing():
+            return -1
+        return int(connection.fileno())
 
     @property
     def is_empty(self) -> bool:

@@ -13,8 +13,8 @@ import msgspec
 from ..auth.credential import Credential
 from ..auth.tokens import TokenRegistry
 from ..cluster.channels import ChannelLostError, NodeChannel
-from ..cluster.membership import ElsewhereError
-from ..cluster.node import ClusterNode, out_of_reach
+from ..cluster.membership import OtherNodeError
+from ..cluster.node import ClusterNode, node_unreachable
 from ..codec import call_off_loop, dumps, loads
 from ..errors import Error, failure_of, forbidden_to_shares
 from ..sessions.entries import HIDDEN_ID
@@ -106,7 +106,7 @@ class RemoteCommands:
         if self._credential.session_id is not None:
             raise forbidden_to_shares()
         with self._sessions.uses.using(self._session.id):
-            if (session := self._sessions.loaded(self._session.id)) is not None:
+            if (session := self._sessions.memory.get(self._session.id)) is not None:
                 await self._commands_of(session).execute(command)
                 return
             frame = data.encode() if isinstance(data, str) else bytes(data)
@@ -135,7 +135,7 @@ class RemoteCommands:
                         return
             finally:
                 self._hold(False)
-        raise out_of_reach()
+        raise node_unreachable()
 
     async def _execute_at_owner(self, command: protocol.SessionCommand, frame: bytes) -> bool:
         """Execute a command where the session is now.
@@ -144,18 +144,18 @@ class RemoteCommands:
             False if the session has moved meanwhile, or the answer to a prompt was lost.
         """
         if self._channel is None:
-            found = await self._sessions.viewed(self._session.id, self._credential.app_name)
-            if isinstance(found, Session):
-                await self._commands_of(found).execute(command)
+            session = await self._sessions.get_viewed(self._session.id, self._credential.app_name)
+            if isinstance(session, Session):
+                await self._commands_of(session).execute(command)
                 return True
-            self._open(found)
+            self._open(session)
         assert self._channel is not None
         try:
             return await self._execute_there(self._channel, frame)
         except ChannelLostError:
             if isinstance(command, protocol.PromptCommand):
                 return command.id not in self._unanswered
-            raise out_of_reach() from None
+            raise node_unreachable() from None
 
     def _commands_of(self, session: Session) -> SessionCommands:
         """The commands for the session, which this node has. It is in use."""
@@ -313,7 +313,7 @@ class CommandServer:
                         session = await self._sessions.get(
                             client["session_id"], credential.app_name, is_used=False
                         )
-                    except ElsewhereError:
+                    except OtherNodeError:
                         await channel.send(MOVED)
                         continue
                     except Error as error:

@@ -128,8 +128,8 @@ class SessionCommands:
         if not command.steer:
             await self._accept(command, None)
             return
-        # The agent may take long to respond, and a cancel must be read meanwhile. The prompt has
-        # its place before the next frame is read.
+        # The agent may take long to respond, and a cancel must be read meanwhile. The order
+        # of the prompts is decided before the next frame is read.
         steer = SteerRequest()
         if self._steering >= MAX_STEERING:
             raise Error(
@@ -139,11 +139,11 @@ class SessionCommands:
         accepting = self._sessions.tasks.spawn(
             self._steer(command, steer), f"steer-{self._session.id}-by-socket"
         )
-        placed = asyncio.ensure_future(steer.placed.wait())
+        ordered = asyncio.ensure_future(steer.ordered.wait())
         try:
-            await asyncio.wait({accepting, placed}, return_when=asyncio.FIRST_COMPLETED)
+            await asyncio.wait({accepting, ordered}, return_when=asyncio.FIRST_COMPLETED)
         finally:
-            placed.cancel()
+            ordered.cancel()
 
     async def _steer(self, command: protocol.PromptCommand, steer: SteerRequest) -> None:
         try:

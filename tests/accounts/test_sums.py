@@ -71,7 +71,7 @@ async def test_sums_equal_the_reports_of_agents_over_restarts_and_forks(
             assert reply["usage"] == {}
             sessions.append(reply["session_id"])
             # The agent has forked its conversation, and goes on with its sum.
-            if reply["forked_from"] is not None and not await owes_history(server, sessions[-1]):
+            if reply["forked_from"] is not None and not await needs_history(server, sessions[-1]):
                 model.cumulative[sessions[-1]] = model.cumulative[session]
         elif step == "restart":
             await server.stop()
@@ -83,9 +83,9 @@ async def test_sums_equal_the_reports_of_agents_over_restarts_and_forks(
         await check(client, model)
 
 
-async def owes_history(server: Any, session_id: str) -> bool:
+async def needs_history(server: Any, session_id: str) -> bool:
     session = await server.services.sessions.find(session_id)
-    return bool(session.row.owes_history)
+    return bool(session.row.needs_history)
 
 
 @pytest.mark.slow

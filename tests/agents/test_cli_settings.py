@@ -8,9 +8,9 @@ from typing import Any
 
 import pytest
 
+from server.agent_commands import AgentCommand
 from server.agents.base import WantedSettings
 from server.agents.cli.relayed_settings import RelayedSettings, RelaySettings
-from server.config import AgentCommand
 
 from ..conftest import Serve
 from ..support.harness import (

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from server.config import AgentCommand
+from server.agent_commands import AgentCommand
 
 from ..conftest import Serve
 from ..support.harness import (

@@ -13,10 +13,10 @@ from pathlib import Path
 
 import pytest
 
+from server.agent_commands import AgentCommand
 from server.agents.host import backend as host
 from server.agents.host.handover import StdioHandover
 from server.agents.process import environ
-from server.config import AgentCommand
 
 from ..conftest import Serve
 from ..support.harness import (

@@ -17,7 +17,7 @@ from pathlib import Path
 
 import pytest
 
-from server.agents import acp_settings
+from server.agents import reported_settings
 
 from ..conftest import Serve
 from ..support.anthropic_stand_in import Hang, Json, StandIn, Text, ToolUse
@@ -147,7 +147,7 @@ async def check_settings(
     await turn(client, session, "Go on.")
     state = await client.state(session)
     reported = server.services.sessions.cached[session].agent.reported
-    assert state["mode"] == acp_settings.current(reported, "mode") == real.other_mode
+    assert state["mode"] == reported_settings.current_value(reported, "mode") == real.other_mode
     if real.model is not None:
         assert real.requested in api.requests[-1]["model"]
         assert state["model"] == real.model

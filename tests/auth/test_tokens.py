@@ -17,8 +17,9 @@ import pytest
 
 from server.accounts.accounts import Accounts
 from server.accounts.limits import Budget
+from server.auth.admin_token import ADMIN_KEY
 from server.auth.credential import hash_secret
-from server.auth.first_tokens import ADMIN_KEY, FirstTokens
+from server.auth.first_tokens import FirstTokens
 from server.auth.token_options import TokenOptions
 from server.auth.tokens import TokenRegistry
 from server.errors import DatabaseError, Error, ErrorCode

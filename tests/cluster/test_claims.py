@@ -7,7 +7,7 @@ from functools import partial
 
 import pytest
 
-from server.cluster.membership import ElsewhereError
+from server.cluster.membership import OtherNodeError
 from server.cluster.node import ClusterNode
 from server.errors import Error, ErrorCode
 from server.storage import statements
@@ -46,7 +46,7 @@ async def test_session_of_a_node_that_has_ended_is_claimed_at_once(
     await make_node(1)
     idle, busy = [await add_session(driver, n, 1, turns=n - 1) for n in (1, 2)]
     two.find_nodes = partial(find, driver, two)
-    with pytest.raises(ElsewhereError):
+    with pytest.raises(OtherNodeError):
         await two.claim(idle)
     await end_node(driver, 1)
     two.note_gone([1])
@@ -62,7 +62,7 @@ async def test_node_that_has_just_started_is_reached_without_a_beat(
     one.find_nodes = partial(find, driver, one)
     await make_node(2)
     session_id = await add_session(driver, 1, 2)
-    with pytest.raises(ElsewhereError) as elsewhere:
+    with pytest.raises(OtherNodeError) as elsewhere:
         await one.claim(session_id)
     assert elsewhere.value.owner == 2
     await one.check_alive(2)

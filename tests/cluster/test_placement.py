@@ -32,12 +32,12 @@ def full_node() -> ClusterNode:
 def test_sessions_placed_between_two_beats_fill_no_node_beyond_its_slots(
     full_node: ClusterNode,
 ) -> None:
-    assert Counter(full_node.place() for _ in range(10)) == {2: 3, 3: 7}
-    assert full_node.place() == 1
+    assert Counter(full_node.choose_node() for _ in range(10)) == {2: 3, 3: 7}
+    assert full_node.choose_node() == 1
 
 
 def test_sessions_are_placed_on_the_node_with_more_free_slots(full_node: ClusterNode) -> None:
-    assert [full_node.place() for _ in range(4)] == [3] * 4
+    assert [full_node.choose_node() for _ in range(4)] == [3] * 4
 
 
 async def test_sessions_of_a_node_that_was_taken_over_are_taken_before_the_next_round(
@@ -48,15 +48,15 @@ async def test_sessions_of_a_node_that_was_taken_over_are_taken_before_the_next_
     ownership = SessionOwnership(mock.Mock(), node)
     taken = asyncio.Event()
 
-    async def tend() -> None:
+    async def take_over_work() -> None:
         taken.set()
 
-    with mock.patch.object(ownership, "tend", tend):
+    with mock.patch.object(ownership, "take_over_work", take_over_work):
         running = asyncio.create_task(ownership.run())
         await asyncio.sleep(0)  # it waits for the next round now
-        parts = mock.Mock(_ownership=ownership, _has_taken_over=asyncio.Event())
-        NodeParts._take_over(parts, [2])
+        parts = mock.Mock(_ownership=ownership, _has_work=asyncio.Event())
+        NodeParts._on_gone(parts, [2])
         async with Deadline("the sessions to be taken"):
             await taken.wait()
-        assert parts._has_taken_over.is_set()
+        assert parts._has_work.is_set()
         running.cancel()

@@ -10,8 +10,8 @@ from unittest import mock
 import pytest
 
 from server.accounts.accounts import Accounts
-from server.accounts.elsewhere import Elsewhere
 from server.accounts.limits import Budget
+from server.accounts.remote_spending import RemoteSpending
 from server.agents.usage import Cost, Usage
 from server.cluster.node import ClusterNode
 from server.errors import Error, ErrorCode
@@ -32,7 +32,7 @@ async def test_sessions_that_two_nodes_open_at_once_stay_within_the_limits(
     limits: list[SharedLimits], driver: PostgresDriver
 ) -> None:
     asked = [
-        one.take_session(f"{index}-{number}", f"app-{number % 2}", per_app=5, total=8)
+        one.reserve_session(f"{index}-{number}", f"app-{number % 2}", per_app=5, total=8)
         for index, one in enumerate(limits)
         for number in range(20)
     ]
@@ -46,22 +46,22 @@ async def test_sessions_that_two_nodes_open_at_once_stay_within_the_limits(
     assert most <= 5
     [(place,)] = await driver.fetch("SELECT min(session_id) FROM session_places", ())
     await driver.write([free_session(place)])
-    assert await limits[0].take_session("new", "app-9", per_app=5, total=8) is None
-    assert await limits[1].take_session("new", "app-9", per_app=5, total=8) is None  # the same
-    assert await limits[1].take_session("newer", "app-9", per_app=5, total=8) == "server"
+    assert await limits[0].reserve_session("new", "app-9", per_app=5, total=8) is None
+    assert await limits[1].reserve_session("new", "app-9", per_app=5, total=8) is None  # the same
+    assert await limits[1].reserve_session("newer", "app-9", per_app=5, total=8) == "server"
 
 
 async def test_reservations_of_a_node_that_has_ended_are_free(
     limits: list[SharedLimits], driver: PostgresDriver
 ) -> None:
     one, two = limits
-    assert await two.take_session("a", "app", per_app=1, total=9) is None
-    assert await two.take_upload(b"a", "app", 10, max_bytes=10, max_count=1) is None
-    assert await one.take_session("b", "app", per_app=1, total=9) == "app"
-    assert await one.take_upload(b"b", "app", 10, max_bytes=10, max_count=9) == "bytes"
+    assert await two.reserve_session("a", "app", per_app=1, total=9) is None
+    assert await two.reserve_upload(b"a", "app", 10, max_bytes=10, max_count=1) is None
+    assert await one.reserve_session("b", "app", per_app=1, total=9) == "app"
+    assert await one.reserve_upload(b"b", "app", 10, max_bytes=10, max_count=9) == "bytes"
     await driver.change("UPDATE nodes SET state = 'gone' WHERE n = 2")
-    assert await one.take_session("b", "app", per_app=1, total=9) is None
-    assert await one.take_upload(b"b", "app", 10, max_bytes=10, max_count=1) is None
+    assert await one.reserve_session("b", "app", per_app=1, total=9) is None
+    assert await one.reserve_upload(b"b", "app", 10, max_bytes=10, max_count=1) is None
 
 
 async def test_uploads_of_two_nodes_stay_within_the_bytes_and_the_number(
@@ -69,7 +69,7 @@ async def test_uploads_of_two_nodes_stay_within_the_bytes_and_the_number(
 ) -> None:
     one, two = limits
     asked = [
-        limit.take_upload(b"%d" % number, "app", 10, max_bytes=100, max_count=1000)
+        limit.reserve_upload(b"%d" % number, "app", 10, max_bytes=100, max_count=1000)
         for number in range(15)
         for limit in (one, two)
     ]
@@ -77,20 +77,20 @@ async def test_uploads_of_two_nodes_stay_within_the_bytes_and_the_number(
     assert refused[::2].count(None) == 10
     assert refused[::2] == refused[1::2]  # the same uploads
     await driver.write([free_upload(b"0")])
-    assert await one.take_upload(b"big", "app", 11, max_bytes=100, max_count=1000) == "bytes"
-    assert await one.take_upload(b"big", "app", 9, max_bytes=100, max_count=10) is None
-    assert await two.take_upload(b"big", "app", 10, max_bytes=100, max_count=10) is None
-    assert await two.take_upload(b"more", "app", 0, max_bytes=100, max_count=10) == "count"
-    assert await two.take_upload(b"more", "other", 100, max_bytes=100, max_count=10) is None
+    assert await one.reserve_upload(b"big", "app", 11, max_bytes=100, max_count=1000) == "bytes"
+    assert await one.reserve_upload(b"big", "app", 9, max_bytes=100, max_count=10) is None
+    assert await two.reserve_upload(b"big", "app", 10, max_bytes=100, max_count=10) is None
+    assert await two.reserve_upload(b"more", "app", 0, max_bytes=100, max_count=10) == "count"
+    assert await two.reserve_upload(b"more", "other", 100, max_bytes=100, max_count=10) is None
 
 
 async def test_prompts_of_two_nodes_share_one_rate(limits: list[SharedLimits]) -> None:
-    asked = [limits[number % 2].take_prompt("app", 6) for number in range(30)]
+    asked = [limits[number % 2].count_prompt("app", 6) for number in range(30)]
     # Tokens return in ten seconds each: a slow machine may see a few.
     assert 6 <= (await asyncio.gather(*asked)).count(True) <= 29
-    assert not await limits[0].take_prompt("none", 0)
-    assert await limits[1].take_prompt("other", 1)
-    assert not await limits[0].take_prompt("other", 1)
+    assert not await limits[0].count_prompt("none", 0)
+    assert await limits[1].count_prompt("other", 1)
+    assert not await limits[0].count_prompt("other", 1)
 
 
 async def test_node_takes_portions_of_a_large_rate_and_the_rate_is_never_exceeded(
@@ -110,14 +110,14 @@ async def test_node_takes_portions_of_a_large_rate_and_the_rate_is_never_exceede
 
     monkeypatch.setattr(driver, "change", count)
     for _ in range(6):
-        assert await one.take_prompt("large", 600)
+        assert await one.count_prompt("large", 600)
     assert queries == 1
     clock.monotonic.return_value = PORTION_SECS
-    assert await one.take_prompt("large", 600)
+    assert await one.count_prompt("large", 600)
     assert queries == 2
     taken = 0
-    while await one.take_prompt("app", 300):
-        taken += 1 + await two.take_prompt("app", 300)
+    while await one.count_prompt("app", 300):
+        taken += 1 + await two.count_prompt("app", 300)
     assert 270 <= taken <= 300
     assert queries < taken
 
@@ -131,7 +131,7 @@ class NodeAccounts:
         self.stored = asyncio.Event()
         self._driver = driver
         self._number = number
-        self.accounts.join(Elsewhere(limits, self._until_stored))
+        self.accounts.join(RemoteSpending(limits, self._until_stored))
         self.accounts.on_alert.append(lambda app_name, _: self.alerts.append(app_name))
 
     async def start(self) -> None:
@@ -150,8 +150,8 @@ class NodeAccounts:
         self.stored.set()
 
     async def settle(self) -> None:
-        assert self.accounts.elsewhere is not None
-        await self.accounts.elsewhere.settle()
+        assert self.accounts.remote_spending is not None
+        await self.accounts.remote_spending.settle()
 
     async def _until_stored(self) -> None:
         await self.stored.wait()

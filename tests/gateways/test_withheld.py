@@ -57,7 +57,7 @@ def test_file_with_withheld_credentials_is_not_readable(tmp_path: Path) -> None:
             environ={name: str(file)},
             withheld=withheld,
         )
-        assert (str(file) in sandbox._reads) == (not withheld)
+        assert (str(file) in sandbox.path_access.readable) == (not withheld)
 
 
 async def test_sandboxed_agent_gets_only_the_keys_that_the_operator_passes_on(

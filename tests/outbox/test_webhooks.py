@@ -395,7 +395,7 @@ async def test_used_up_budget_is_reported_once(server: LocalServer, receiver: Re
 
 def test_deliveries_of_another_node_are_not_subtracted() -> None:
     queue = DeliveryQueue(WebhookRow("app", "http://127.0.0.1/", "[]", b"", 0.0))
-    line = queue.append("s_1", 10)
+    deliveries = queue.append("s_1", 10)
     for _ in range(2):
-        queue.remove(line, 1, 10)
+        queue.remove(deliveries, 1, 10)
     assert (queue.length, queue.size) == (0, 0)

@@ -10,7 +10,7 @@ from typing import Any
 
 import pytest
 
-from server.config import AgentCommand
+from server.agent_commands import AgentCommand
 
 from ..conftest import Serve, Spawn
 from ..support.client import Client, Json, failure

@@ -12,7 +12,7 @@ from typing import Any
 
 import pytest
 
-from server.config import AgentCommand
+from server.agent_commands import AgentCommand
 from server.data_dir import DataDir
 from server.sandbox import attempts
 from server.sandbox.levels import Mechanism, find_mechanism

@@ -11,12 +11,13 @@ from typing import Any
 
 import pytest
 
-from server.config import AgentCommand
+from server.agent_commands import AgentCommand
 from server.data_dir import DataDir
+from server.sandbox.folder_locator import FolderError
 from server.sandbox.homes import SandboxFolders
 from server.sandbox.levels import RESTRICT
 from server.sandbox.policy import SandboxLimits, SandboxPolicy
-from server.sandbox.sandbox import FolderError, Sandbox
+from server.sandbox.sandbox import Sandbox
 from server.sandbox.trial import TrialSpec, run_attempts
 
 from ..conftest import Serve

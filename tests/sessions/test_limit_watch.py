@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 
 from server.agents.process.process_tree import AGENT_VARIABLE
-from server.sandbox.limit_signs import ProcessUse, limits_in_words, reached_limits, use_by_session
+from server.sandbox.limit_signs import ProcessUse, limits_named_in, reached_limits, use_by_session
 from server.sandbox.policy import SandboxLimits
 from server.sessions.disk_watch import DiskWatch
 from server.sessions.limit_watch import LimitNotices
@@ -57,9 +57,9 @@ def test_limit_counts_as_reached_near_its_value(
     ],
 )
 def test_words_of_a_program_name_its_limit(text: bytes, kinds: list[str]) -> None:
-    found = limits_in_words(text, LIMITS, counts_processes=True)
+    found = limits_named_in(text, LIMITS, counts_processes=True)
     assert [kind for kind, _ in found] == kinds
-    assert not [*limits_in_words(text, SandboxLimits(), counts_processes=True)]
+    assert not [*limits_named_in(text, SandboxLimits(), counts_processes=True)]
 
 
 def test_use_is_measured_by_session(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -79,7 +79,7 @@ async def notices(client: Client, session: str) -> dict[str, str]:
 def test_limit_is_reported_again_only_after_it_was_not_reached() -> None:
     logged: list[Any] = []
     log = SimpleNamespace(last=1, append=lambda *fields: logged.append(fields))
-    turns = SimpleNamespace(current=SimpleNamespace(entry_index=lambda: 1))
+    turns = SimpleNamespace(current=SimpleNamespace(entry_turn_index=lambda: 1))
     tenure = SimpleNamespace(current=TenureState.OWNED)
     session: Any = SimpleNamespace(
         id="one", is_log_complete=False, log=log, turns=turns, tenure=tenure

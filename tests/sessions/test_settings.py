@@ -12,12 +12,13 @@ import aiohttp
 import pytest
 import pytest_asyncio
 
-from server.agents.acp_settings import steps, with_options, with_session_result, with_update
+from server.agent_commands import AgentCommand
 from server.agents.agent_settings import NO_SETTINGS, REPORT_BYTES, AgentSettings
 from server.agents.base import WantedSettings
 from server.agents.host.backend import HostBackend
+from server.agents.reported_settings import with_options, with_session_result, with_update
+from server.agents.setting_steps import needed_steps
 from server.codec import dumps
-from server.config import AgentCommand
 from server.errors import not_stored
 from server.storage.writer import DatabaseWriter
 
@@ -350,19 +351,21 @@ def test_value_beyond_a_shortened_list_can_be_set(is_grouped: bool) -> None:
     assert [one["id"] for one in state.config_options] == ["model", "effort", "mode"]
     assert state.config_options[2] == offered[2]
     wanted = WantedSettings("model-1999", "mode-1", {"effort": "effort-899"})
-    model, effort, mode = steps(wanted, state, NO_SETTINGS)
+    model, effort, mode = needed_steps(wanted, state, NO_SETTINGS)
     assert (model.method, model.params["configId"]) == ("session/set_config_option", "model")
     assert effort.method == "session/set_config_option"
     assert mode.method is None  # its list is not shortened
-    assert not steps(WantedSettings("model-0", "mode-0"), state, NO_SETTINGS)
+    assert not needed_steps(WantedSettings("model-0", "mode-0"), state, NO_SETTINGS)
 
 
 def test_shortened_list_of_models_keeps_the_current_one() -> None:
     listed = [{"modelId": f"m{n}", "name": "x" * 100} for n in range(2000)]
     state = AgentSettings(models={"availableModels": listed, "currentModelId": "m1999"})
     assert len(dumps(state.models)) <= REPORT_BYTES
-    assert not steps(WantedSettings("m1999"), state, NO_SETTINGS)
-    assert steps(WantedSettings("m1998"), state, NO_SETTINGS)[0].method == "session/set_model"
+    assert not needed_steps(WantedSettings("m1999"), state, NO_SETTINGS)
+    assert (
+        needed_steps(WantedSettings("m1998"), state, NO_SETTINGS)[0].method == "session/set_model"
+    )
 
 
 async def test_prompt_that_waits_for_settings_can_be_cancelled(

@@ -85,12 +85,12 @@ async def test_end_of_a_turn_depends_on_its_cancel_cause(
 
 async def test_entry_after_a_turn_belongs_to_the_turn_that_was_sent_last() -> None:
     current = CurrentTurn(last_turn_index=4)
-    assert current.entry_index() == 4
+    assert current.entry_turn_index() == 4
     current.turn = turn = Turn(6, None, BLOCKS, None)
     turn.mark_stored(is_queued=False)
-    assert current.entry_index() == 4
+    assert current.entry_turn_index() == 4
     turn.start(9)
-    assert current.entry_index() == 6
+    assert current.entry_turn_index() == 6
 
 
 async def test_turn_is_running_from_its_storage_to_its_end() -> None:

@@ -5,10 +5,10 @@ from __future__ import annotations
 from server.storage import outbox as stored
 from server.storage.database import Database
 from server.storage.outbox import (
+    DeliveryCount,
     DeliveryFailureRow,
     DeliveryRow,
     OutboxQueries,
-    StoredLine,
     SubscriptionRow,
     WebhookRow,
 )
@@ -33,12 +33,12 @@ async def test_deliveries_are_read_by_session_in_order(database: Database) -> No
         delivery("4", "", "other"),
     ]
     await database.write([stored.insert_delivery(row) for row in rows])
-    assert await queries.lines() == [
-        StoredLine("app", "a", 2, 10, 7.5),
-        StoredLine("app", "b", 1, 5, 0.0),
-        StoredLine("other", "", 1, 5, 0.0),
+    assert await queries.count_deliveries() == [
+        DeliveryCount("app", "a", 2, 10, 7.5),
+        DeliveryCount("app", "b", 1, 5, 0.0),
+        DeliveryCount("other", "", 1, 5, 0.0),
     ]
-    assert len(await queries.lines("other")) == 1
+    assert len(await queries.count_deliveries("other")) == 1
     first, second = await queries.deliveries("app", "a", 10)
     assert (first.id, second.id, first.fields) == ("1", "3", b'"a":1')
     assert [row.id for row in await queries.first_deliveries("app", 2)] == ["1", "2"]
@@ -47,7 +47,7 @@ async def test_deliveries_are_read_by_session_in_order(database: Database) -> No
     (kept,) = await queries.deliveries("app", "a", 10)
     assert (kept.attempts, kept.next_at) == (3, 9.5)
     await database.write(stored.delete_outbox_of("app"))
-    assert [line.app_name for line in await queries.lines()] == ["other"]
+    assert [row.app_name for row in await queries.count_deliveries()] == ["other"]
 
 
 async def test_newest_failures_are_kept(database: Database) -> None:

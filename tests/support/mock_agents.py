@@ -6,7 +6,7 @@ import json
 import sys
 from typing import Any
 
-from server.config import AgentCommand
+from server.agent_commands import AgentCommand
 
 from .client import Client, Json, Socket, texts_of
 from .processes import ROOT

@@ -13,7 +13,7 @@ import jsonschema_rs
 import msgspec
 import pytest
 
-from server.agents.base import Presence
+from server.agents.agent_state import Presence
 from server.app import build_app
 from server.config import Settings
 from server.errors import ErrorCode

@@ -174,7 +174,7 @@ async def test_session_that_cannot_be_read_closes_with_4000(
     server: LocalServer, client: Client, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     session = await client.create()
-    server.services.sessions._loaded.clear()
+    server.services.sessions.memory._loaded.clear()
 
     async def fail(*_: Any) -> bool:
         raise DatabaseError("disk I/O error", is_transient=True)

@@ -10,8 +10,8 @@ from typing import Any
 import pytest
 import pytest_asyncio
 
-from server.agents.acp_settings import with_update
 from server.agents.agent_settings import NO_SETTINGS, bounded
+from server.agents.reported_settings import with_update
 from server.codec import dumps
 from server.sessions.permissions import HELD_BYTES, MAX_PENDING, shortened
 

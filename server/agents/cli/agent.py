@@ -11,14 +11,14 @@ from ...codec import dumps, loads
 from ...errors import Error, ErrorCode, bad_request, not_supported
 from ...tasks import Tasks
 from ...validation import OptionValue
-from .. import acp_settings
+from .. import acp_methods, reported_settings
 from ..agent_settings import AgentSettings
+from ..agent_state import AgentState
 from ..base import (
     AGENT_GONE,
     GRACE_SECS,
     AgentObserver,
     AgentSpec,
-    AgentState,
     AgentTimeouts,
     agent_failed,
     agent_unavailable,
@@ -154,7 +154,7 @@ class CliAgent(WithoutOwnRequests):
     answer_elicitation = answer_permission  # acpx cancels every question
 
     async def set_mode(self, mode: str) -> Mapping[str, Any]:
-        option = acp_settings.option_of(self.settings, "mode")
+        option = reported_settings.option_of(self.settings, "mode")
         if option is not None and not self.settings.modes:  # it offers its modes in this form only
             return await self.set_config_option(option["id"], mode)
         try:
@@ -164,17 +164,17 @@ class CliAgent(WithoutOwnRequests):
             if known or error.code is not ErrorCode.BAD_REQUEST:
                 raise
             return await self.set_config_option("mode", mode)
-        self.reports.note_set(acp_settings.SET_MODE, {"modeId": mode}, {})
+        self.reports.note_set(acp_methods.SET_MODE, {"modeId": mode}, {})
         return {}
 
     async def set_model(self, model: str) -> Mapping[str, Any]:
         result = await self._control("set", "model", model)
-        option = acp_settings.option_of(self.settings, "model")
+        option = reported_settings.option_of(self.settings, "model")
         if option is None:
-            self.reports.note_set(acp_settings.SET_MODEL, {"modelId": model}, {})
+            self.reports.note_set(acp_methods.SET_MODEL, {"modelId": model}, {})
         else:
             params = {"configId": option["id"], "value": model}
-            self.reports.note_set(acp_settings.SET_OPTION, params, result)
+            self.reports.note_set(acp_methods.SET_OPTION, params, result)
         return {}
 
     async def set_config_option(self, key: str, value: OptionValue) -> Mapping[str, Any]:
@@ -182,7 +182,7 @@ class CliAgent(WithoutOwnRequests):
             raise not_supported("acpx's commands cannot set an option that is true or false")
         # acpx's result wraps the agent's.
         result = await self._control("set", key, value)
-        self.reports.note_set(acp_settings.SET_OPTION, {"configId": key, "value": value}, result)
+        self.reports.note_set(acp_methods.SET_OPTION, {"configId": key, "value": value}, result)
         return {"configOptions": self._session.settings.config_options or []}
 
     async def kill(self) -> None:
@@ -241,7 +241,7 @@ class CliAgent(WithoutOwnRequests):
         async with session.commands() as acpx:
             if prompt.done.done():
                 return True
-            if session.is_fresh or self.observer.owes_preface:
+            if session.is_fresh or self.observer.needs_preface:
                 own = loads(blocks)
                 text = preface_of(own, self.spec, session.settings, self.observer)
                 if text is not None:
@@ -264,7 +264,7 @@ class CliAgent(WithoutOwnRequests):
             await self.kill()  # also the processes that the agent has left
             return True
         if text is not None:
-            self.observer.owes_preface = True
+            self.observer.needs_preface = True
         if error.code == JOURNAL_CORRUPT and not prompt.is_repaired:
             prompt.is_repaired = True
             await self.kill()

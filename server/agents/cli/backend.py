@@ -19,26 +19,26 @@ from typing import Any
 from weakref import WeakSet
 
 from ... import installation, safe_files
+from ...agent_commands import AgentCommand
 from ...codec import parse_message
-from ...config import AgentCommand
 from ...data_dir import DataDir
 from ...reload.program import ReloadError
-from ...reload.state import Passed
+from ...reload.state import PassedDescriptors
 from ...sandbox.sandbox import Sandbox
 from ...tasks import Tasks
 from ..agent_settings import NO_SETTINGS, AgentSettings
+from ..agent_state import AgentState
 from ..base import (
     Agent,
     AgentInfo,
     AgentObserver,
     AgentSpec,
-    AgentState,
     AgentTimeouts,
     EnvironOf,
     agent_unavailable,
     no_environ,
 )
-from ..catalog import AcpxError, agent_infos, check_versions, launched, resolved_command
+from ..catalog import AcpxError, acpx_command, agent_infos, check_versions, resolved_command
 from ..login_states import LoginStates
 from ..output_limits import Backpressure, MessageLimits
 from ..reloading import NothingToRestore
@@ -119,7 +119,7 @@ class CliBackend(NothingToRestore):
     def thaw(self) -> None:
         """Do nothing."""
 
-    def pack(self, passed: Passed) -> None:
+    def pack(self, passed: PassedDescriptors) -> None:
         return None
 
     def children(self) -> Sequence[int]:
@@ -172,7 +172,7 @@ class CliBackend(NothingToRestore):
             tasks=self._tasks,
             start_timeout=self._start_timeout,
             timeouts=self.timeouts,
-            max_message_bytes=self._limits.each,
+            max_message_bytes=self._limits.message_bytes,
             backpressure=self._backpressure,
             logins=self.logins,
         )
@@ -199,10 +199,10 @@ class CliBackend(NothingToRestore):
 
     async def _find_agent(self, name: str) -> Sequence[str]:
         """The command of an agent in acpx's own list."""
-        found = [
+        matching = [
             agent for agent in (await self._catalog_for_client())["agents"] if agent["name"] == name
         ]
-        return launched(name, found[0] if found else None).argv
+        return acpx_command(name, matching[0] if matching else None).argv
 
     async def command(self, name: str) -> tuple[list[str], Mapping[str, str]]:
         configured = self._commands.get(name)
@@ -226,8 +226,8 @@ class CliBackend(NothingToRestore):
         if only in self._commands:  # acpx does not know it
             launches = [{"name": only, "launch": None}]
         else:
-            found = (await self._catalog_for_client())["agents"]
-            launches = [agent for agent in found if only in (None, agent["name"])]
+            listed = (await self._catalog_for_client())["agents"]
+            launches = [agent for agent in listed if only in (None, agent["name"])]
         return await asyncio.to_thread(
             agent_infos, launches, self._commands, self._environ.get("PATH")
         )

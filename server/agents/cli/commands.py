@@ -19,8 +19,9 @@ import msgspec
 from ... import installation, safe_files
 from ...codec import dumps, parse_message
 from ...data_dir import DataDir
+from ...sandbox.folder_locator import FolderError
 from ...sandbox.levels import RESTRICT
-from ...sandbox.sandbox import FolderError, Sandbox
+from ...sandbox.sandbox import Sandbox
 from ..base import AgentSpec, unusable_folder
 from ..failures import details_of
 from ..process import process_tree

@@ -8,9 +8,10 @@ from typing import Any
 import msgspec
 
 from ...validation import OptionValue
-from .. import acp_settings
+from .. import acp_methods, reported_settings
 from ..agent_settings import NO_SETTINGS, AgentSettings
 from ..base import WantedSettings
+from ..setting_steps import SettingStep, needed_steps, requested_setting
 
 
 class RelaySettings(msgspec.Struct, frozen=True):
@@ -49,10 +50,10 @@ class RelayedSettings:
         """Note a request of acpx."""
         method, params = message.get("method"), message.get("params")
         known = params if isinstance(params, dict) else {}
-        if method in acp_settings.SESSION_METHODS or method in acp_settings.SETTERS:
+        if method in acp_methods.SESSION_METHODS or method in acp_methods.SETTERS:
             self._tracked[message.get("id")] = method, known
             self.begin_set()
-        if method in acp_settings.SESSION_METHODS:
+        if method in acp_methods.SESSION_METHODS:
             self._note_id(known)
 
     def note_response(self, message: Mapping[str, Any]) -> str:
@@ -61,16 +62,16 @@ class RelayedSettings:
         result = message.get("result")
         if not method or not isinstance(result, dict):
             return ""
-        if method in acp_settings.SETTERS:
+        if method in acp_methods.SETTERS:
             if self._replayed is not None:
-                self._replayed.append(acp_settings.requested_setting(self.reported, method, params))
+                self._replayed.append(requested_setting(self.reported, method, params))
             self.note_set(method, params, result)
             return method
         self._replayed = []
         self._note_id(result)
         if self.reported != NO_SETTINGS:
             self._former = self.reported
-        self.reported = acp_settings.with_session_result(self.reported, result)
+        self.reported = reported_settings.with_session_result(self.reported, result)
         return method
 
     def note_update(self, message: Mapping[str, Any]) -> None:
@@ -80,7 +81,7 @@ class RelayedSettings:
             return
         update = params.get("update")
         if isinstance(update, dict) and isinstance(kind := update.get("sessionUpdate"), str):
-            self.reported = acp_settings.with_update(self.reported, self._former, kind, update)
+            self.reported = reported_settings.with_update(self.reported, self._former, kind, update)
             self._mode_was_reported |= kind == "current_mode_update"
 
     def take_replayed(self) -> list[tuple[str, OptionValue]]:
@@ -94,18 +95,18 @@ class RelayedSettings:
 
     def note_set(self, method: str, params: Mapping[str, Any], result: Mapping[str, Any]) -> None:
         """Note that the agent set something. A mode that it reported itself takes precedence."""
-        if method != acp_settings.SET_MODE or not self._mode_was_reported:
-            self.reported = acp_settings.with_result(
+        if method != acp_methods.SET_MODE or not self._mode_was_reported:
+            self.reported = reported_settings.with_result(
                 self.reported, self._former, method, params, result
             )
 
-    def note_synonym(self, step: acp_settings.Step) -> None:
+    def note_synonym(self, step: SettingStep) -> None:
         """Note the agent's own name of the model to which it was set."""
-        now = acp_settings.current(self.reported, step.setting)
+        now = reported_settings.current_value(self.reported, step.setting)
         if step.setting == "model" and now is not None:
             self._synonyms[step.key] = now
 
-    def steps(self, settings: RelaySettings, first: Mapping[str, Any]) -> list[acp_settings.Step]:
+    def steps(self, settings: RelaySettings, first: Mapping[str, Any]) -> list[SettingStep]:
         """The requests that bring the agent into what its session wants.
 
         Args:
@@ -115,11 +116,11 @@ class RelayedSettings:
             self._former = AgentSettings.from_dict(settings.former)
         if self._former == NO_SETTINGS:
             self._former = AgentSettings.from_dict(first)
-        return acp_settings.steps(settings.wanted, self.reported, self._former, self._synonyms)
+        return needed_steps(settings.wanted, self.reported, self._former, self._synonyms)
 
-    def was_in_force(self, step: acp_settings.Step, settings: RelaySettings) -> bool:
+    def was_in_force(self, step: SettingStep, settings: RelaySettings) -> bool:
         former = AgentSettings.from_dict(settings.former)
-        return acp_settings.current(former, step.setting) == step.value
+        return reported_settings.current_value(former, step.setting) == step.value
 
     def _note_id(self, params: Mapping[str, Any]) -> None:
         if isinstance(session_id := params.get("sessionId"), str):

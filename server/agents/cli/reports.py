@@ -9,7 +9,7 @@ import msgspec
 
 from ...errors import Error, bad_request
 from ...validation import OptionValue
-from .. import acp_settings
+from .. import reported_settings, setting_steps
 from ..agent_settings import NO_SETTINGS
 from ..base import agent_failed
 from ..subagents import subagent_of
@@ -35,10 +35,10 @@ class CliReports:
 
     def note_set(self, method: str, params: Mapping[str, Any], result: Mapping[str, Any]) -> None:
         """Note that the agent has carried out one of the requests that set something."""
-        self._session.settings = acp_settings.with_result(
+        self._session.settings = reported_settings.with_result(
             self._session.settings, self._session.former, method, params, result
         )
-        setting, value = acp_settings.requested_setting(self._session.settings, method, params)
+        setting, value = setting_steps.requested_setting(self._session.settings, method, params)
         self._in_force[setting] = value
 
     def prompt_sent(self, *, fresh: bool) -> None:
@@ -61,7 +61,7 @@ class CliReports:
             return
         if kind in ("tool_call", "tool_call_update"):
             self._agent.observer.tool_call_updated(update)
-        elif kind in acp_settings.SETTING_UPDATES:
+        elif kind in reported_settings.SETTING_UPDATES:
             before = self._session.settings
             self._session.updated(kind, update)
             # acpx changes settings before it sends a prompt, and for clients.
@@ -104,13 +104,14 @@ class CliReports:
         settings = {"mode": wanted.mode, "model": wanted.model, **wanted.config_options}
         for setting in dict.fromkeys(setting for setting, _ in params["set"]):
             value = settings.get(setting)
-            former = acp_settings.current(session.former, setting)
+            former = reported_settings.current_value(session.former, setting)
             if not self.has_run or value is None:
                 continue
             if value in (self._in_force.get(setting), former):
                 self._agent.observer.setting_restored(setting, value)
         for setting, value in settings.items():
-            if value is not None and value == acp_settings.current(session.settings, setting):
+            now = reported_settings.current_value(session.settings, setting)
+            if value is not None and value == now:
                 self._in_force[setting] = value
         return True
 

@@ -12,7 +12,7 @@ import msgspec
 
 from ...errors import Error, bad_request
 from ...sandbox.sandbox import Sandbox
-from .. import acp_settings
+from .. import reported_settings, setting_steps
 from ..agent_settings import NO_SETTINGS, AgentSettings
 from ..base import AgentSpec, WantedSettings, agent_failed, agent_unavailable
 from ..failures import asks_for_login, error_text, login_required, needs_login
@@ -152,7 +152,7 @@ class CliSession:
             return False
         if self._started_in not in (None, acpx.agent_sandbox):
             return True
-        steps = acp_settings.steps(self._wanted(), self.settings, self.former)
+        steps = setting_steps.needed_steps(self._wanted(), self.settings, self.former)
         return self._is_plain and bool(steps)
 
     async def open_agent(self) -> int | None:
@@ -209,11 +209,11 @@ class CliSession:
         """Store the result of session/new, session/load or session/resume."""
         if self.settings != NO_SETTINGS:
             self.former = self.settings
-        self.settings = acp_settings.with_session_result(self.settings, result)
+        self.settings = reported_settings.with_session_result(self.settings, result)
 
     def updated(self, kind: Any, update: Mapping[str, Any]) -> None:
         """Store the settings that a ``session/update`` of that *kind* reports."""
-        self.settings = acp_settings.with_update(self.settings, NO_SETTINGS, kind, update)
+        self.settings = reported_settings.with_update(self.settings, NO_SETTINGS, kind, update)
 
     async def _ensure(self, acpx: AcpxCommands) -> None:
         """Make the session, unless acpx knows it. acpx starts and ends the agent for that."""

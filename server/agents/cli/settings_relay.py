@@ -30,9 +30,9 @@ from ...codec import dumps, parse_message, parse_rpc
 from ...sandbox.levels import RESTRICT
 from ...sandbox.restrict import PR_SET_PDEATHSIG, RELAYED, control
 from ...validation import OptionValue
-from .. import acp_settings
 from ..failures import error_text
 from ..line_reader import LineReader
+from ..setting_steps import SettingStep
 from .relayed_settings import RelayedSettings, RelaySettings
 
 RELAY_COMMAND = (
@@ -108,8 +108,8 @@ class SettingsRelay:
         return True
 
     def _read_settings(self) -> RelaySettings | None:
-        found = self._read(self._plan.name).get("settings")
-        return msgspec.convert(found, RelaySettings) if found else None
+        stored = self._read(self._plan.name).get("settings")
+        return msgspec.convert(stored, RelaySettings) if stored else None
 
     def _read(self, name: str) -> dict[str, Any]:
         """Return the object in a file beside the plan; an empty one without the file."""
@@ -139,7 +139,7 @@ class SettingsRelay:
         params = {"mark": settings.mark, "set": [*replayed, *tries], "reported": reported}
         self._write_to_acpx({"method": REPORT, "params": params})
 
-    def _set(self, step: acp_settings.Step, settings: RelaySettings) -> bool:
+    def _set(self, step: SettingStep, settings: RelaySettings) -> bool:
         """Have the agent set one setting. Return False if it ends before it responds."""
         assert step.method is not None
         self._settings.begin_set()
@@ -160,9 +160,7 @@ class SettingsRelay:
         self._settings.note_synonym(step)
         return True
 
-    def _refusal(
-        self, step: acp_settings.Step, settings: RelaySettings, reason: str
-    ) -> RefusedError:
+    def _refusal(self, step: SettingStep, settings: RelaySettings, reason: str) -> RefusedError:
         was_in_force = self._settings.was_in_force(step, settings)
         return RefusedError(
             "agent_failed" if was_in_force else "bad_request",

@@ -10,7 +10,7 @@ from __future__ import annotations
 from typing import Any, Protocol
 
 from ...codec import parse_rpc
-from ..acp_settings import SESSION_METHODS, SETTERS
+from ..acp_methods import SESSION_METHODS, SETTERS
 
 _CLIENT_REQUESTS = (
     SESSION_METHODS

@@ -128,13 +128,13 @@ def show_tools(turn: DemoTurn, _: str) -> None:
     place: list[Json] = [{"path": path, "line": 1}]
     tool = turn.start_tool("Read my script", "read", locations=place, rawInput=place[0])
     turn.end_tool(tool, "```python\n" + "\n".join(lines[:6]) + "\n```")
-    found = [{"path": path, "line": n} for n, line in enumerate(lines, 1) if line[:4] == "def "]
+    functions = [{"path": path, "line": n} for n, line in enumerate(lines, 1) if line[:4] == "def "]
     tool = turn.start_tool("Search for functions", "search", rawInput={"pattern": "^def "})
-    turn.end_tool(tool, f"{len(found)} found", locations=found)
+    turn.end_tool(tool, f"{len(functions)} found", locations=functions)
     tool = turn.start_tool("Fetch a data: URL", "fetch", rawInput={"url": url})
     turn.end_tool(tool, url.partition(",")[2].replace("%20", " "))
     turn.say(
-        f"I listed, read, searched ({len(found)} functions) and fetched. "
+        f"I listed, read, searched ({len(functions)} functions) and fetched. "
         "`permission` runs a command."
     )
 

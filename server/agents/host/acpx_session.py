@@ -80,7 +80,7 @@ class AcpxSession:
     async def _open(self, *, fresh: bool) -> None:
         spec = self._binding.spec
         async with self._opening:
-            await self._host.ready()
+            await self._host.wait_ready()
             if self._generation == self._host.generation and not fresh:
                 return
             await self._host.calls.wait_for(spec.key)  # of an earlier version of the server

@@ -7,11 +7,12 @@ from typing import Any
 
 import msgspec
 
-from ...reload.state import Inherited, Passed
+from ...reload.state import Inherited, PassedDescriptors
 from ...tasks import Semaphores, Tasks
 from ...validation import OptionValue
 from ..agent_settings import AgentSettings
-from ..base import GRACE_SECS, AgentObserver, AgentSpec, AgentState, AgentTimeouts
+from ..agent_state import AgentState
+from ..base import GRACE_SECS, AgentObserver, AgentSpec, AgentTimeouts
 from ..login_states import LoginStates
 from ..prompt_handle import PromptHandle
 from .acpx_session import AcpxSession
@@ -146,7 +147,7 @@ class HostAgent(AgentMessages):
 
     async def set_config_option(self, key: str, value: OptionValue) -> Mapping[str, Any]:
         if isinstance(value, bool):
-            return await self._changes.switch(key, value)
+            return await self._changes.set_boolean(key, value)
         return await self._changes.change("set_config_option", option=key, value=value)
 
     async def fork_to(self, key: str, cwd: str) -> bool:
@@ -171,7 +172,7 @@ class HostAgent(AgentMessages):
         if self._process.proxy is not None:
             self._process.proxy.resume()
 
-    def pack(self, passed: Passed) -> HostAgentState | None:
+    def pack(self, passed: PassedDescriptors) -> HostAgentState | None:
         """Return the state for the next version; None without a process in a conversation."""
         proxy, prompt = self._process.proxy, self._queue.current
         if proxy is None or not self._process.has_conversation:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 from typing import Any
 
-from ..base import AgentState
+from ..agent_state import AgentState
 from ..steering import SteerOutcome, outcome_of
 from .agent_process import AgentProcess
 from .binding import Binding
@@ -35,7 +35,7 @@ class AgentMessages:
     def restore_steer(self, request_id: str | None, decide: Callable[[SteerOutcome], None]) -> None:
         """Decide a prompt that an earlier version of the server has added to the turn."""
         proxy = self._process.proxy
-        if proxy is None or not proxy.own_requests.answer_to(
+        if proxy is None or not proxy.own_requests.await_response(
             request_id, lambda response: decide(outcome_of(response))
         ):
             decide(SteerOutcome.LOST)

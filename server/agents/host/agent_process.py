@@ -11,7 +11,7 @@ from typing import Any
 from ...errors import Error
 from ...states import StateMachine
 from ...tasks import Tasks
-from ..base import AGENT_TRANSITIONS, AgentState
+from ..agent_state import AGENT_TRANSITIONS, AgentState
 from ..process import process_tree
 from ..program_output import MIN_SECRET
 from .binding import Binding

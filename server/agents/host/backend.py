@@ -18,7 +18,7 @@ from pathlib import Path
 from typing import Any
 
 from ... import safe_files
-from ...config import AgentCommand
+from ...agent_commands import AgentCommand
 from ...data_dir import DataDir
 from ...errors import Error
 from ...reload.state import Inherited
@@ -34,7 +34,7 @@ from ..base import (
     EnvironOf,
     agent_unavailable,
 )
-from ..catalog import agent_infos, launched, resolved_command
+from ..catalog import acpx_command, agent_infos, resolved_command
 from ..login_states import LoginStates
 from ..output_limits import Backpressure, MessageLimits
 from ..parameters import claude_meta
@@ -216,8 +216,8 @@ class HostBackend(ReloadableHost):
     async def command(self, name: str) -> tuple[list[str], Mapping[str, str]]:
         command = self._commands.get(name)
         if command is None:
-            found = await self._acpx_agents(name)
-            command = launched(name, found[0] if found else None)
+            listed = await self._acpx_agents(name)
+            command = acpx_command(name, listed[0] if listed else None)
         return await asyncio.to_thread(resolved_command, command, self._environ)
 
     def _load_meta(self, spec: AgentSpec) -> Mapping[str, Any]:
@@ -266,14 +266,14 @@ class HostBackend(ReloadableHost):
         assert isinstance(agent, HostAgent)
         try:
             async with asyncio.timeout(FORK_SECS):
-                found = await self._host.call("conversation", key=source)
+                conversation = await self._host.call("conversation", key=source)
         except (TimeoutError, HostGoneError, CallError, Error) as error:
             logger.info("session %s: its conversation is not known: %r", source, error)
             return False
         owner, key = agent.spec.owner, agent.spec.key
-        if not isinstance(found, str) or not await self._copy_home(owner, source, key):
+        if not isinstance(conversation, str) or not await self._copy_home(owner, source, key):
             return False
-        agent.fork_from(found)
+        agent.fork_from(conversation)
         return True
 
     async def _copy_home(self, owner: str, source: str, key: str) -> bool:

@@ -10,8 +10,8 @@ from typing import BinaryIO, Literal, cast
 
 import msgspec
 
-from ...reload.state import Inherited, Passed
-from ..pipes import as_file, unsent
+from ...reload.state import Inherited, PassedDescriptors
+from ..pipes import as_file, unsent_bytes
 
 OUTPUT_PIECE_BYTES = 16 << 10
 """The most that is read at once, so that the other sessions wait for half a millisecond at most
@@ -83,11 +83,11 @@ class Channel(asyncio.Protocol):
             self._writer.write(state.unsent)
         await self.open_source(source, undo)
 
-    def pack(self, passed: Passed) -> ChannelState:
+    def pack(self, passed: PassedDescriptors) -> ChannelState:
         return ChannelState(
             source=passed.add(self._source_fd),
             target=passed.add(self._target_fd),
-            unsent=unsent(self._writer),
+            unsent=unsent_bytes(self._writer),
         )
 
     def write(self, line: bytes) -> None:

@@ -17,7 +17,7 @@ SESSION: Mapping[str, Any] = {
 }
 
 
-def announced(
+def announced_capabilities(
     capabilities: Any, elicitation: Iterable[str], further: Iterable[str] = ()
 ) -> dict[str, Any]:
     """Return acpx's *capabilities*, with those that the server adds.

@@ -9,7 +9,7 @@ from typing import Any
 import msgspec
 
 from ...codec import dumps, parse_message
-from ..acp_settings import FORK, SESSION_METHODS, SETTERS, STARTING_METHODS
+from ..acp_methods import FORK, SESSION_METHODS, SETTERS, STARTING_METHODS
 from ..failures import error_text
 from ..program_output import redact, single_line
 

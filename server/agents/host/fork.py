@@ -8,8 +8,8 @@ from typing import Any
 
 from ...codec import dumps
 from ...errors import Error
-from ..acp_settings import offers_for_sessions
-from ..base import AgentState
+from ..agent_settings import has_session_capability
+from ..agent_state import AgentState
 from .acpx_session import AcpxSession
 from .agent_process import AgentProcess
 from .calls import CallError, HostGoneError
@@ -51,5 +51,5 @@ def delete_conversation(requests: OwnRequests, capabilities: Any, key: str) -> N
         what = "was not deleted" if failed else "was deleted"
         logger.info("session %s: the conversation of the agent %s", key, what)
 
-    if offers_for_sessions(capabilities, "delete") and requests.session_id is not None:
+    if has_session_capability(capabilities, "delete") and requests.session_id is not None:
         requests.send("session/delete", dumps({"sessionId": requests.session_id}), note)

@@ -23,11 +23,12 @@ from weakref import WeakValueDictionary
 
 import msgspec
 
+from ...agent_commands import AgentCommand
 from ...codec import dumps, parse_message
-from ...config import AgentCommand
 from ...descriptors import next_connection, until_readable
-from ...reload.state import Inherited, Passed
-from ...sandbox.sandbox import FolderError, Sandbox
+from ...reload.state import Inherited, PassedDescriptors
+from ...sandbox.folder_locator import FolderError
+from ...sandbox.sandbox import Sandbox
 from ...tasks import Supervisor, Tasks
 from ..base import AgentSpec, EnvironOf, no_environ
 from ..output_limits import Backpressure, MessageLimits
@@ -290,7 +291,7 @@ class StdioHandover:
 
     # A reload of the server.
 
-    def pack(self, passed: Passed) -> HandoverState:
+    def pack(self, passed: PassedDescriptors) -> HandoverState:
         assert self._listener is not None
         return HandoverState(
             name=self.name,

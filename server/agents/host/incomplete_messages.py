@@ -19,16 +19,16 @@ class IncompleteMessages:
     """Counts the bytes of the incomplete messages of each app's agents.
 
     Attributes:
-        large: the memory for one large message. The apps use it in turn.
-        one: bytes of the largest message.
+        large_budget: the memory for one large message. The apps use it in turn.
+        max_message_bytes: of the largest message.
         large_secs: the time for a large message, without the wait.
     """
 
     def __init__(self, limits: MessageLimits) -> None:
-        self.one = limits.each
+        self.max_message_bytes = limits.message_bytes
         self.large_secs = limits.large_secs
-        self.large = ByteBudget(limits.each, limits.each)
-        self._limit = limits.per_app
+        self.large_budget = ByteBudget(limits.message_bytes, limits.message_bytes)
+        self._limit = limits.bytes_per_app
         self._sizes: dict[Hashable, tuple[str, int]] = {}
         self._totals: Counter[str] = Counter()
 
@@ -60,7 +60,7 @@ class MessageMemory:
         owner: returns the app that the agent works for.
         pause: stops reading from the agent.
         resume: continues reading.
-        expired: called if the agent does not complete its large message in time.
+        on_expired: called if the agent does not complete its large message in time.
     """
 
     def __init__(
@@ -70,13 +70,13 @@ class MessageMemory:
         *,
         pause: Callable[[], None],
         resume: Callable[[], None],
-        expired: Callable[[], None],
+        on_expired: Callable[[], None],
     ) -> None:
         self._incomplete = incomplete
         self._owner = owner
         self._pause = pause
         self._resume = resume
-        self._expired = expired
+        self._on_expired = on_expired
         self._is_counted = False
         self._is_large = False
         self._reservation: Reservation | None = None
@@ -94,12 +94,14 @@ class MessageMemory:
         self._incomplete.update(self, self._owner(), size)
         self._is_large = size > EXCLUSIVE_BYTES
         if self._is_large and self._reservation is None:
-            self._reservation = self._incomplete.large.request(self._owner(), self._incomplete.one)
+            self._reservation = self._incomplete.large_budget.request(
+                self._owner(), self._incomplete.max_message_bytes
+            )
             if self._reservation.done():
                 self._start_timer()
             else:
                 self._pause()
-                self._reservation.add_done_callback(self._granted)
+                self._reservation.add_done_callback(self._on_granted)
 
     def message_stored(self) -> None:
         """Let another agent send its large message, if this one's is complete and stored."""
@@ -111,19 +113,19 @@ class MessageMemory:
         self._incomplete.update(self, "", 0)
         self._release()
 
-    def _granted(self, reservation: asyncio.Future[None]) -> None:
+    def _on_granted(self, reservation: asyncio.Future[None]) -> None:
         if not reservation.cancelled() and reservation is self._reservation:
             self._start_timer()
             self._resume()
 
     def _start_timer(self) -> None:
         loop = asyncio.get_running_loop()
-        self._timer = loop.call_later(self._incomplete.large_secs, self._expired)
+        self._timer = loop.call_later(self._incomplete.large_secs, self._on_expired)
 
     def _release(self) -> None:
         if self._timer is not None:
             self._timer.cancel()
             self._timer = None
         if self._reservation is not None:
-            self._incomplete.large.release(self._reservation)
+            self._incomplete.large_budget.release(self._reservation)
             self._reservation = None

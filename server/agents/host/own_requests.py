@@ -139,11 +139,11 @@ class OwnRequests:
         return OwnRequestsState(count=self._count, open=[*self._pending])
 
     def restore(self, state: OwnRequestsState) -> None:
-        """Await the responses to the requests of an earlier version; see :meth:`answer_to`."""
+        """Await the responses to the requests of an earlier version; see :meth:`await_response`."""
         self._count = state.count
         self._pending = dict.fromkeys(state.open, _ignore)
 
-    def answer_to(self, request_id: str | None, on_response: OnResponse) -> bool:
+    def await_response(self, request_id: str | None, on_response: OnResponse) -> bool:
         """Call *on_response* for a request of an earlier version. False if it is not pending."""
         if request_id is None or request_id not in self._pending:
             return False

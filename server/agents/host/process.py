@@ -19,7 +19,7 @@ import msgspec
 
 from ... import installation
 from ...codec import dumps, parse_message
-from ...reload.state import Inherited, Passed
+from ...reload.state import Inherited, PassedDescriptors
 from ...tasks import Supervisor, Tasks
 from ..base import agent_unavailable
 from ..catalog import AcpxError, check_versions
@@ -174,7 +174,7 @@ class HostProcess:
             HostGoneError: the host ended meanwhile; the call may have been carried out.
             Error: ``agent_unavailable`` if no host runs.
         """
-        await self.ready()
+        await self.wait_ready()
         return await self.send(op, generation=generation, raw=raw, **fields)
 
     def send(
@@ -210,7 +210,7 @@ class HostProcess:
         if self._running is not None:
             self._running.resume()
 
-    def pack(self, passed: Passed) -> HostState | None:
+    def pack(self, passed: PassedDescriptors) -> HostState | None:
         """Return the state for the next version of the server; None if no host is ready."""
         if self._running is None or self.pids is None or not self.is_ready:
             return None
@@ -228,7 +228,7 @@ class HostProcess:
     def is_ready(self) -> bool:
         return self._ready.is_set()
 
-    async def ready(self) -> None:
+    async def wait_ready(self) -> None:
         """Wait for a host that is ready.
 
         Raises:
@@ -277,7 +277,10 @@ class HostProcess:
             await host.restore(predecessor.state.running, predecessor.inherited)
         self._running = host
         process = host.supervisor
-        starting = self._boot(process) if predecessor is None else self._continue(predecessor.state)
+        if predecessor is None:
+            starting = self._boot(process)
+        else:
+            starting = self._continue_with(predecessor.state)
         boot = self._tasks.spawn(starting, "acpx-host-boot")
         watch = self._supervisor.spawn(
             self._tasks, "acpx-host-watch", partial(self._watch, process)
@@ -290,7 +293,7 @@ class HostProcess:
             host.close()
             self.calls.fail_all()
             watch.cancel()
-            cleanup = asyncio.ensure_future(self._end_host(host))
+            cleanup = asyncio.ensure_future(host.wait_ended(self._env_value))
             try:
                 await asyncio.shield(cleanup)
             except asyncio.CancelledError:  # the cleanup must complete nevertheless
@@ -305,25 +308,6 @@ class HostProcess:
             "NODE_COMPILE_CACHE": str(COMPILED),
             process_tree.HOST_VARIABLE: self._env_value,
         }
-
-    async def _end_host(self, host: RunningHost) -> None:
-        """Wait for the end of the supervisor, which first kills all descendants."""
-        process = host.supervisor
-        try:
-            async with asyncio.timeout(5):
-                await process.wait()
-        except TimeoutError:
-            logger.error("the host's supervisor does not end; killing it")
-            await asyncio.to_thread(process_tree.end_all_below, process.pid)
-            process.kill()
-            await process.wait()
-        if process.returncode != 0:
-            await asyncio.to_thread(
-                process_tree.end_tagged,
-                process_tree.env_tag(process_tree.HOST_VARIABLE, self._env_value),
-            )
-            await asyncio.to_thread(process_tree.end_orphans)
-        await host.close_outputs()
 
     async def _watch(self, process: Child) -> None:
         """Kill a host that does not respond any more, so that its callers get an error."""
@@ -350,7 +334,7 @@ class HostProcess:
                 self._first_boot.set_exception(AcpxError(f"the acpx host does not start: {error}"))
             raise
 
-    async def _continue(self, state: HostState) -> None:
+    async def _continue_with(self, state: HostState) -> None:
         """Serve with the host of an earlier version of the server, which may have other agents."""
         assert self._first_boot is not None
         assert self._running is not None

@@ -79,7 +79,7 @@ class PromptQueue:
             return None
         if prompt.state is PromptState.HELD:
             return prompt.admitted
-        applied = self._sync.needed()
+        applied = self._sync.apply_if_needed()
         if applied is not None:
             applied.add_done_callback(lambda done: _finish_if_failed(prompt, done.result()))
         return applied
@@ -187,7 +187,7 @@ class PromptSender:
         fresh = False
         if call is None:
             await prompt.admitted
-            if not await self._changes.until_answered():
+            if not await self._changes.wait_answered():
                 await self._changes.kill_unresponsive()
         for is_last_try in (False, True):
             if call is None:

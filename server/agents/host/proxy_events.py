@@ -8,14 +8,14 @@ from typing import Any
 
 from ...errors import Error
 from ...tasks import Tasks
-from .. import acp_settings
-from ..acp_settings import offers_for_sessions
+from .. import reported_settings
+from ..agent_settings import has_session_capability
 from ..base import AGENT_GONE, AgentSpec, agent_failed
 from ..preface import preface_of
 from ..subagents import subagent_of
 from .agent_process import AgentProcess
 from .binding import Binding
-from .client_capabilities import announced
+from .client_capabilities import announced_capabilities
 from .prompts import HostPrompt, PromptQueue
 from .settings_sync import SettingsSync
 from .stdio_proxy import StdioProxy
@@ -37,7 +37,7 @@ WITHHELD_UPDATES = frozenset(
 )
 """The kinds of ``session/update`` that acpx does not receive, because it would only parse and
 discard them."""
-NOTED_UPDATES = acp_settings.SETTING_UPDATES | {
+NOTED_UPDATES = reported_settings.SETTING_UPDATES | {
     *("tool_call", "tool_call_update", "usage_update", "session_info_update")
 }
 """The kinds of ``session/update`` that the server reads. All others are only relayed."""
@@ -107,7 +107,8 @@ class ProxyEvents:
         if method == "initialize":
             modes = self._process.elicitation = self.spec.elicitation
             known, further = params.get("clientCapabilities"), self.spec.client_capabilities
-            return {"clientCapabilities": announced(known, modes, further)}
+            capabilities = announced_capabilities(known, modes, further)
+            return {"clientCapabilities": capabilities}
         try:
             capabilities = self._sync.reported.capabilities
             fields = self.spec.parameters.request_fields(capabilities, self.spec.agent)
@@ -121,7 +122,7 @@ class ProxyEvents:
 
     def take_fork_source(self) -> str | None:
         source, self.fork_source = self.fork_source, None
-        offered = offers_for_sessions(self._sync.reported.capabilities, "fork")
+        offered = has_session_capability(self._sync.reported.capabilities, "fork")
         return source if offered else None
 
     def conversation_forked(self) -> None:
@@ -140,7 +141,7 @@ class ProxyEvents:
 
     def preface(self, blocks: Any, *, fresh: bool) -> str | None:
         observer = self._binding.observer
-        if not (fresh or observer.owes_preface):
+        if not (fresh or observer.needs_preface):
             return None
         return preface_of(blocks, self.spec, self._sync.reported, observer)
 
@@ -198,7 +199,7 @@ class ProxyEvents:
                 self._binding.observer.tool_call_updated(update)
         elif self._is_of_child(params):
             return
-        elif kind in acp_settings.SETTING_UPDATES:
+        elif kind in reported_settings.SETTING_UPDATES:
             self._sync.note_update(update, kind, replayed=replayed)
         elif kind == "usage_update":
             self._binding.observer.usage_updated(update, replayed=replayed)

@@ -14,8 +14,8 @@ from weakref import WeakValueDictionary
 import msgspec
 
 from ...reload.program import ReloadError
-from ...reload.state import Inherited, Passed
-from ..base import AgentState
+from ...reload.state import Inherited, PassedDescriptors
+from ..agent_state import AgentState
 from ..process import process_tree
 from ..prompt_handle import PromptHandle
 from ..steering import SteerOutcome
@@ -92,7 +92,7 @@ class ReloadableHost:
         for agent in self.agents_by_key.values():
             agent.resume()
 
-    def pack(self, passed: Passed) -> HostBackendState:
+    def pack(self, passed: PassedDescriptors) -> HostBackendState:
         host = self._host.pack(passed)
         if host is None:
             raise ReloadError("the acpx host has ended; try again in a moment")

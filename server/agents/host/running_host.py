@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import logging
 import os
 import sys
 from collections.abc import Callable, Mapping, Sequence
@@ -11,16 +12,20 @@ from pathlib import Path
 
 import msgspec
 
-from ...reload.state import Inherited, Passed
-from ..pipes import LinePipe, as_file, unsent
+from ...reload.state import Inherited, PassedDescriptors
+from ..pipes import LinePipe, as_file, unsent_bytes
+from ..process import process_tree
 from ..process.beats import Beats
 from ..process.child import AdoptedChild, Child
+
+logger = logging.getLogger(__name__)
 
 SUPERVISOR = Path(__file__).parents[1] / "process" / "supervise.py"
 MAX_LINE_BYTES = 17 << 20
 """A longer line of the host is skipped."""
 
 LAST_STDERR_SECS = 1.0
+SUPERVISOR_END_SECS = 5
 
 OnLine = Callable[[bytes], None]
 
@@ -140,14 +145,14 @@ class RunningHost:
         self.stdout.resume()
         self.stderr.resume()
 
-    def pack(self, passed: Passed) -> RunningHostState:
+    def pack(self, passed: PassedDescriptors) -> RunningHostState:
         return RunningHostState(
             supervisor=self.supervisor.pid,
             stdin=passed.add(self._stdin_fd),
             stdout=passed.add(self.stdout.descriptor),
             stderr=passed.add(self.stderr.descriptor),
             lifeline=passed.add(self._lifeline),
-            unsent=unsent(self._stdin),
+            unsent=unsent_bytes(self._stdin),
             stdout_rest=self.stdout.rest,
             stderr_rest=self.stderr.rest,
         )
@@ -159,7 +164,28 @@ class RunningHost:
             self._beats.close(self._lifeline)
             self._lifeline = -1
 
-    async def close_outputs(self) -> None:
+    async def wait_ended(self, env_value: str) -> None:
+        """Wait for the end of the supervisor, which first kills all descendants.
+
+        Args:
+            env_value: of ``HOST_VARIABLE`` in the environment of the host and its descendants.
+        """
+        process = self.supervisor
+        try:
+            async with asyncio.timeout(SUPERVISOR_END_SECS):
+                await process.wait()
+        except TimeoutError:
+            logger.error("the host's supervisor does not end; killing it")
+            await asyncio.to_thread(process_tree.end_all_below, process.pid)
+            process.kill()
+            await process.wait()
+        if process.returncode != 0:
+            tag = process_tree.env_tag(process_tree.HOST_VARIABLE, env_value)
+            await asyncio.to_thread(process_tree.end_tagged, tag)
+            await asyncio.to_thread(process_tree.end_orphans)
+        await self._close_outputs()
+
+    async def _close_outputs(self) -> None:
         """Close stdout and stderr, after the rest of stderr was read."""
         await asyncio.wait({self.stderr.ended}, timeout=LAST_STDERR_SECS)
         self.stdout.close()

@@ -9,7 +9,7 @@ from typing import Any
 
 from ...errors import Error, bad_request, internal
 from ...tasks import Tasks
-from .. import acp_settings
+from .. import reported_settings
 from ..base import agent_failed
 from .acpx_session import AcpxSession, message_of
 from .agent_process import AgentProcess
@@ -84,15 +84,15 @@ class SettingChanges:
     async def _change(self, op: str, fields: Mapping[str, Any]) -> Mapping[str, Any]:
         await self._session.open()
         async with self._sync.acpx_changes:
-            self._sync.acpx_change_begins()
+            self._sync.begin_acpx_change()
             self._process.failed_proxy = self._process.refusal = None
-            option = acp_settings.option_of(self._sync.reported, "mode")
+            option = reported_settings.option_of(self._sync.reported, "mode")
             if op == "set_mode" and option is not None and not self._sync.reported.modes:
                 # The agent offers its modes in this form only.
                 op, fields = "set_config_option", {"option": option["id"], "value": fields["mode"]}
             self._unanswered = asyncio.ensure_future(self._session.call(op, **fields))
             try:
-                if not await self.until_answered():
+                if not await self.wait_answered():
                     if not self._has_prompt():  # else it may respond after the turn
                         await self.kill_unresponsive()
                     *_, value = fields.values()
@@ -109,7 +109,7 @@ class SettingChanges:
             # If the agent had to start first, acpx may have sent other requests before this one.
             return self._sync.results.get(f"session/{op}", {})
 
-    async def switch(self, key: str, value: bool) -> Mapping[str, Any]:
+    async def set_boolean(self, key: str, value: bool) -> Mapping[str, Any]:
         """Set an option that is true or false, which acpx cannot.
 
         An agent that does not run gets the value before its next prompt.
@@ -119,7 +119,7 @@ class SettingChanges:
         """
         if not self._process.has_conversation:
             reported = self._sync.reported
-            option = acp_settings.option_of(reported, key)
+            option = reported_settings.option_of(reported, key)
             if reported.config_options and (option is None or option.get("type") != "boolean"):
                 raise bad_request(f"{key}: the agent has no such option that is true or false")
             return {}
@@ -131,7 +131,7 @@ class SettingChanges:
         """Whether the agent has not responded to a change yet."""
         return self._unanswered is not None and not self._unanswered.done()
 
-    async def until_answered(self) -> bool:
+    async def wait_answered(self) -> bool:
         """Wait until the agent has responded to the last change. False if it does not."""
         if (unanswered := self._unanswered) is None:
             return True
@@ -143,4 +143,4 @@ class SettingChanges:
         """Kill an agent that does not respond: until it does, acpx ignores other calls for it."""
         logger.warning("session %s: the agent does not respond; killing it", self._binding.key)
         await self._process.kill()
-        await self.until_answered()
+        await self.wait_answered()

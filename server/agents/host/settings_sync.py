@@ -12,10 +12,11 @@ import msgspec
 from ...errors import Error, bad_request, internal
 from ...tasks import Tasks
 from ...validation import OptionValue
-from .. import acp_settings, steering
+from .. import acp_methods, reported_settings, steering
 from ..agent_settings import NO_SETTINGS, AgentSettings
 from ..base import AgentTimeouts, WantedSettings, agent_failed
 from ..failures import error_text
+from ..setting_steps import SettingStep, needed_steps, option_params, requested_setting
 from .agent_process import AgentProcess
 from .binding import Binding
 from .stdio_proxy import StdioProxy
@@ -92,7 +93,7 @@ class SettingsSync:
 
     # Setting what the session wants.
 
-    def needed(self) -> asyncio.Future[Error | None] | None:
+    def apply_if_needed(self) -> asyncio.Future[Error | None] | None:
         """Start to apply the wanted settings if the agent is in others.
 
         Returns:
@@ -150,16 +151,16 @@ class SettingsSync:
             tries[step.key] += 1
             await self._request(proxy, step.method, step)
 
-    def _steps(self, wanted: WantedSettings) -> list[acp_settings.Step]:
-        return acp_settings.steps(wanted, self.reported, self._former, self._synonyms)
+    def _steps(self, wanted: WantedSettings) -> list[SettingStep]:
+        return needed_steps(wanted, self.reported, self._former, self._synonyms)
 
-    def _cannot_set(self, step: acp_settings.Step, reason: str) -> Error:
+    def _cannot_set(self, step: SettingStep, reason: str) -> Error:
         message = f"{step.setting}: the agent cannot be put into {step.value!r}: {reason}"
         was_in_force = self._in_force.get(step.setting) == step.value
         return agent_failed(message) if was_in_force else bad_request(message)
 
     async def _request(
-        self, proxy: StdioProxy, method: str, step: acp_settings.Step
+        self, proxy: StdioProxy, method: str, step: SettingStep
     ) -> Mapping[str, Any]:
         self._mode_was_reported = False
         try:
@@ -172,9 +173,9 @@ class SettingsSync:
         result = response.get("result")
         if "error" in response or not isinstance(result, dict):
             raise self._cannot_set(step, error_text(response.get("error")) or "it refused")
-        before = acp_settings.current(self.reported, step.setting)
+        before = reported_settings.current_value(self.reported, step.setting)
         self._note_set(step.setting, step.value, method, step.params, result)
-        after = acp_settings.current(self.reported, step.setting)
+        after = reported_settings.current_value(self.reported, step.setting)
         if step.setting == "model" and after not in (None, before, step.value):
             self._synonyms[step.key] = after  # the agent's own name of the model
         return result
@@ -188,20 +189,20 @@ class SettingsSync:
         Raises:
             Error: the agent refuses it, or does not respond.
         """
-        setting = acp_settings.setting_of(self.reported, key)
-        params = acp_settings.option_params(key, value)
-        step = acp_settings.Step(setting, value, acp_settings.SET_OPTION, params)
+        setting = reported_settings.setting_of(self.reported, key)
+        params = option_params(key, value)
+        step = SettingStep(setting, value, acp_methods.SET_OPTION, params)
         if (proxy := self._process.proxy) is None:
             raise agent_failed("the agent's process has ended")
         try:
-            return await self._request(proxy, acp_settings.SET_OPTION, step)
+            return await self._request(proxy, acp_methods.SET_OPTION, step)
         except ConnectionError:
             raise agent_failed("the agent's process has ended") from None
 
     # Reports of the agent.
 
-    def acpx_change_begins(self) -> None:
-        """acpx is about to send the agent a request that changes a setting."""
+    def begin_acpx_change(self) -> None:
+        """Note that acpx is about to send the agent a request that changes a setting."""
         self.results.clear()
         self.has_refused = False
         self._mode_was_reported = False
@@ -209,7 +210,7 @@ class SettingsSync:
     def session_opened(self, result: Mapping[str, Any]) -> None:
         """A process has opened the conversation, and reported its settings in *result*."""
         self._former = self.reported
-        self.reported = self._initial = acp_settings.with_session_result(self.reported, result)
+        self.reported = self._initial = reported_settings.with_session_result(self.reported, result)
         self._restored.clear()
 
     def request_succeeded(
@@ -225,7 +226,7 @@ class SettingsSync:
                 steering=steering.is_supported(result),
             )
         else:
-            setting, value = acp_settings.requested_setting(self.reported, method, params)
+            setting, value = requested_setting(self.reported, method, params)
             self._note_set(setting, value, method, params, result)
 
     def _note_set(
@@ -237,19 +238,19 @@ class SettingsSync:
         result: Mapping[str, Any],
     ) -> None:
         """Note that the agent set a setting. A mode that it reported itself takes precedence."""
-        if method != acp_settings.SET_MODE or not self._mode_was_reported:
-            self.reported = acp_settings.with_result(
+        if method != acp_methods.SET_MODE or not self._mode_was_reported:
+            self.reported = reported_settings.with_result(
                 self.reported, self._former, method, params, result
             )
-        after = acp_settings.current(self.reported, setting)
+        after = reported_settings.current_value(self.reported, setting)
         was_in_force = value in (
             self._in_force.get(setting),
-            acp_settings.current(self._former, setting),
+            reported_settings.current_value(self._former, setting),
         )
         if after != value:
             return
         self._in_force[setting] = value
-        was_lost = acp_settings.current(self._initial, setting) != value
+        was_lost = reported_settings.current_value(self._initial, setting) != value
         is_news = setting not in self._restored and self._is_wanted(setting, value)
         if was_in_force and was_lost and is_news:
             self._restored.add(setting)
@@ -263,7 +264,7 @@ class SettingsSync:
 
     def note_update(self, update: Any, kind: Any, *, replayed: bool) -> None:
         """Note a ``session/update`` of that *kind*, if it reports settings."""
-        after = acp_settings.with_update(self.reported, self._former, kind, update)
+        after = reported_settings.with_update(self.reported, self._former, kind, update)
         if after is self.reported:
             return
         before, self.reported = self.reported, after
@@ -275,9 +276,9 @@ class SettingsSync:
 
     def _note_own_change(self, before: AgentSettings, after: AgentSettings) -> None:
         mode = self._binding.observer.wanted.mode
-        if mode is not None and mode == acp_settings.current(before, "mode"):
+        if mode is not None and mode == reported_settings.current_value(before, "mode"):
             self._in_force["mode"] = mode
-            if mode != acp_settings.current(after, "mode"):  # the server may restore it
+            if mode != reported_settings.current_value(after, "mode"):  # the server may restore it
                 self._initial = after
                 self._restored.discard("mode")
         self._binding.observer.settings_changed(before, after)

@@ -17,7 +17,7 @@ from pathlib import Path
 import msgspec
 
 from ... import safe_files
-from ...reload.state import Inherited, Passed
+from ...reload.state import Inherited, PassedDescriptors
 from ...tasks import Supervisor, Tasks
 from ..pipes import as_file
 from ..program_output import KEPT_BYTES, last_output
@@ -99,7 +99,7 @@ class StderrFiles:
         loop, file = asyncio.get_running_loop(), as_file(pipe.descriptor, "rb")
         pipe.transport, _ = await loop.connect_read_pipe(lambda: pipe, file)
         task = self._supervisor.spawn(
-            self._tasks, "agent-stderr", partial(self._keep, pipe, is_new=is_new)
+            self._tasks, "agent-stderr", partial(self._copy_to_file, pipe, is_new=is_new)
         )
         task.add_done_callback(lambda _: pipe.transport.close())
         self._running[pipe.key] = task, pipe
@@ -123,7 +123,7 @@ class StderrFiles:
             if not pipe.transport.is_closing():
                 pipe.transport.resume_reading()
 
-    def pack(self, passed: Passed) -> list[StderrState]:
+    def pack(self, passed: PassedDescriptors) -> list[StderrState]:
         return [
             StderrState(
                 key=pipe.key,
@@ -144,9 +144,9 @@ class StderrFiles:
     def _ended(self, key: str, task: asyncio.Task[None]) -> None:
         if key in self._running and self._running[key][0] is task:
             # A caller may still need the last output, until the next agent writes some.
-            asyncio.get_running_loop().call_later(STDERR_END_SECS, self._drop, key, task)
+            asyncio.get_running_loop().call_later(STDERR_END_SECS, self._drop_finished, key, task)
 
-    def _drop(self, key: str, task: asyncio.Task[None]) -> None:
+    def _drop_finished(self, key: str, task: asyncio.Task[None]) -> None:
         if key in self._running and self._running[key][0] is task:
             del self._running[key]
 
@@ -183,7 +183,7 @@ class StderrFiles:
     def _path(self, key: str) -> Path:
         return stderr_path(self._folder, key)
 
-    async def _keep(self, pipe: _StderrPipe, *, is_new: bool) -> None:
+    async def _copy_to_file(self, pipe: _StderrPipe, *, is_new: bool) -> None:
         key, head = pipe.key, b""
         if is_new:
             now = time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime())

@@ -15,20 +15,18 @@ import contextlib
 import logging
 import os
 import signal
-from collections import deque
 from collections.abc import Callable
 from typing import Any
 
-from ...codec import dumps, parse_message, parse_rpc
-from ...errors import Error
-from ...reload.state import Inherited, Passed
+from ...codec import parse_rpc
+from ...reload.state import Inherited, PassedDescriptors
 from ...sandbox.sandbox import Sandbox
-from ..acp_settings import FORK, SESSION_METHODS, STARTING_METHODS
+from ..acp_methods import FORK, SESSION_METHODS
 from ..line_reader import LineReader
 from ..output_limits import Backpressure
 from ..process.process_tree import RlimitTag
 from ..program_output import KEPT_BYTES
-from .acpx_requests import refusal, with_blocks, with_fields, with_preface
+from .acpx_lines import AcpxLines
 from .channel import Channel
 from .conversation import ProxiedConversation
 from .incomplete_messages import IncompleteMessages, MessageMemory
@@ -37,9 +35,6 @@ from .proxy_handler import ProxyHandler
 from .proxy_state import ProxyState
 
 logger = logging.getLogger(__name__)
-
-MAX_PROMPT_LINE_BYTES = 64 << 20
-"""The limit of a line that acpx writes. acpx has the same limit."""
 
 
 class StdioProxy:
@@ -61,7 +56,6 @@ class StdioProxy:
         sandbox: the sandbox of the process.
         ended: set when the process has ended.
         own_requests: the server's requests to the agent.
-        is_prompt_held: a prompt of acpx waits until it may pass.
     """
 
     def __init__(
@@ -89,23 +83,21 @@ class StdioProxy:
         self._capacity_wait: asyncio.Task[None] | None = None
         self._is_muted = False  # a message exceeded a limit: later output is discarded
         self._to_agent = Channel(self._acpx_wrote, is_paused=is_paused)
-        self._acpx_lines = LineReader(MAX_PROMPT_LINE_BYTES)
-        self._waiting_lines: deque[bytes] = deque()
         self._to_acpx = Channel(self._agent_wrote, is_paused=is_paused)
-        self._agent_lines = LineReader(incomplete.one)
+        self._agent_lines = LineReader(incomplete.max_message_bytes)
         self._memory = MessageMemory(
             incomplete,
             owner,
             pause=lambda: self._to_acpx.pause("memory"),
             resume=lambda: self._to_acpx.resume("memory"),
-            expired=lambda: self._refuse_output("a large message too slowly"),
+            on_expired=lambda: self._refuse_output("a large message too slowly"),
         )
         self._stray_output = bytearray()
         self._conversation = ProxiedConversation()
         self.own_requests = OwnRequests(self._to_agent.write, self._conversation)
-        self._prompt_id: Any = None
-        self._is_prompting = False
-        self.is_prompt_held = False
+        self._from_acpx = AcpxLines(
+            handler, self._conversation, self._to_agent, answer=self._to_acpx.write
+        )
 
     async def connect(self, acpx_in: int, acpx_out: int) -> tuple[int, int]:
         """Put the server between acpx and the agent.
@@ -149,6 +141,11 @@ class StdioProxy:
         """The agent's own id of the session, once it is known."""
         return self._conversation.session_id
 
+    @property
+    def is_prompt_held(self) -> bool:
+        """Whether a prompt of acpx waits until it may pass."""
+        return self._from_acpx.is_prompt_held
+
     # A reload of the server.
 
     def pause(self) -> None:
@@ -158,11 +155,11 @@ class StdioProxy:
 
     def resume(self) -> None:
         """Read on, first what the earlier version of the server had read and not handled."""
-        self._forward_waiting()
+        self._from_acpx.forward_waiting()
         self._to_agent.resume("reload")
         self._to_acpx.resume("reload")
 
-    def pack(self, passed: Passed, *, has_sandbox: bool) -> ProxyState:
+    def pack(self, passed: PassedDescriptors, *, has_sandbox: bool) -> ProxyState:
         return ProxyState(
             pid=self.pid,
             pidfd=passed.add(self._pidfd),
@@ -170,14 +167,14 @@ class StdioProxy:
             rlimit_tag=self.rlimit_tag,
             to_agent=self._to_agent.pack(passed),
             to_acpx=self._to_acpx.pack(passed),
-            acpx_rest=self._acpx_lines.rest,
+            acpx_rest=self._from_acpx.rest,
             agent_rest=self._agent_lines.rest,
-            waiting_lines=[*self._waiting_lines],
+            waiting_lines=[*self._from_acpx.waiting],
             stray_output=self.stray_output,
             conversation=self._conversation.pack(),
             own_requests=self.own_requests.pack(),
-            is_prompting=self._is_prompting,
-            prompt_id=self._prompt_id,
+            is_prompting=self._from_acpx.is_prompting,
+            prompt_id=self._from_acpx.prompt_id,
             has_sandbox=has_sandbox,
         )
 
@@ -189,82 +186,20 @@ class StdioProxy:
             await self._to_acpx.restore(state.to_acpx, inherited, undo)
             asyncio.get_running_loop().add_reader(self._pidfd, self._process_ended)
             undo.pop_all()
-        self._acpx_lines.feed(state.acpx_rest)
+        self._from_acpx.restore(state)
         self._agent_lines.feed(state.agent_rest)
         self._memory.update(self._agent_lines.size)
-        self._waiting_lines.extend(state.waiting_lines)
         self._stray_output += state.stray_output
         self._conversation.restore(state.conversation)
         self.own_requests.restore(state.own_requests)
-        self._is_prompting, self._prompt_id = state.is_prompting, state.prompt_id
 
     # From acpx to the agent.
 
     def _acpx_wrote(self, data: bytes) -> None:
         try:
-            lines = self._acpx_lines.feed(data)
+            self._from_acpx.feed(data)
         except OverflowError:
             self.kill()
-            return
-        self._waiting_lines.extend(lines)
-        self._forward_waiting()
-
-    def _forward_waiting(self) -> None:
-        """Pass acpx's lines on, up to a prompt that must wait."""
-        while self._waiting_lines:
-            message = parse_message(self._waiting_lines[0])
-            if message is not None and message.get("method") == "session/prompt":
-                blocker = self._handler.prompt_blocker()
-                if blocker is not None:
-                    self.is_prompt_held = True
-                    self._to_agent.pause("prompt")
-                    blocker.add_done_callback(self._prompt_unblocked)
-                    return
-                self._forward_prompt(self._waiting_lines.popleft(), message)
-                continue
-            line = self._waiting_lines.popleft()
-            if message is not None:
-                self._conversation.track(message)
-                if message.get("method") in STARTING_METHODS:
-                    line = self._with_parameters(line, message)
-                    if line and message["method"] == "session/new":
-                        line = self._conversation.begin(line, self._handler.take_fork_source())
-            if line:
-                self._to_agent.write(line)
-
-    def _prompt_unblocked(self, _: asyncio.Future[Any]) -> None:
-        self.is_prompt_held = False
-        self._to_agent.resume("prompt")
-        self._forward_waiting()
-
-    def _forward_prompt(self, line: bytes, message: dict[str, Any]) -> None:
-        params = message.get("params")
-        blocks = params.get("prompt") if isinstance(params, dict) else None
-        full = self._handler.full_prompt(blocks)
-        if not self._handler.admit_prompt():
-            response = {"jsonrpc": "2.0", "id": message.get("id")}
-            self._to_acpx.write(dumps({**response, "result": {"stopReason": "cancelled"}}))
-            return
-        self._is_prompting = True
-        self._prompt_id = message.get("id")
-        self._conversation.note_id(params)
-        fresh = self._conversation.take_fresh()
-        preface = self._handler.preface(blocks, fresh=fresh)
-        if preface is not None:
-            full = with_preface(dumps(blocks) if full is None else full, preface)
-        if full is not None:
-            line = with_blocks(message, full)
-        self._to_agent.write(line)  # first: the agent works while the session records the start
-        self._handler.prompt_sent(fresh)
-
-    def _with_parameters(self, line: bytes, message: dict[str, Any]) -> bytes:
-        """Add the agent's parameters; return nothing, but respond, if it cannot take them."""
-        try:
-            return with_fields(line, message, self._handler.session_fields)
-        except Error as error:
-            self._conversation.refuse(message)
-            self._to_acpx.write(refusal(message, error))
-            return b""
 
     # From the agent to acpx.
 
@@ -330,13 +265,14 @@ class StdioProxy:
     def _handle_response(self, line: bytes, message: dict[str, Any]) -> bool:
         """Handle a response to acpx. Return whether acpx receives it."""
         request_id = message.get("id")
-        if self._is_prompting and request_id == self._prompt_id:
-            self._is_prompting = False
+        prompts = self._from_acpx
+        if prompts.is_prompting and request_id == prompts.prompt_id:
+            prompts.is_prompting = False
             self._handler.response_received(line, message)
         elif (request := self._conversation.request_of(request_id)) is not None:
             method, changes = request
-            found = message.get("result")
-            result = found if isinstance(found, dict) and "error" not in message else None
+            returned = message.get("result")
+            result = returned if isinstance(returned, dict) and "error" not in message else None
             if method == FORK and result is None:
                 self._to_agent.write(self._conversation.begin_instead(message.get("error")))
                 return False
@@ -385,7 +321,7 @@ class StdioProxy:
         self._to_acpx.read_rest()
         os.close(self._pidfd)
         self._pidfd = -1
-        self._waiting_lines.clear()
+        self._from_acpx.waiting.clear()
         self._to_agent.close()
         self._to_acpx.close()
         if self._capacity_wait is not None:

@@ -233,30 +233,30 @@ def _end(find: Callable[[], Iterator[Process]], timeout: float = DEATH_SECS) -> 
     ended: set[Process] = set()
     deadline = time.monotonic() + timeout
     while True:
-        found: set[Process] = set()
+        processes: set[Process] = set()
         fresh = False
         for process in find():
             if process in refused:
                 continue
-            found.add(process)
+            processes.add(process)
             if process not in stopped:
                 stopped.add(process)
                 fresh = True
                 _signal(process, signal.SIGSTOP, refused)
-        found -= refused
+        processes -= refused
         is_late = time.monotonic() > deadline
         if fresh and not is_late:
             continue  # until a search finds no new process
-        for process in found:
+        for process in processes:
             _signal(process, signal.SIGKILL, refused)
-        ended |= found
-        if not found or is_late:
+        ended |= processes
+        if not processes or is_late:
             break
         time.sleep(DEATH_PAUSE_SECS)
-    if refused or found:
-        pids = sorted(process.pid for process in refused | found)
+    if refused or processes:
+        pids = sorted(process.pid for process in refused | processes)
         logger.warning("processes cannot be ended: %s", pids)
-    return len(ended - refused - found)
+    return len(ended - refused - processes)
 
 
 def _signal(process: Process, number: int, refused: set[Process]) -> None:

@@ -46,11 +46,11 @@ class Program:
 
     def terminate(self) -> None:
         """Send SIGTERM to the program alone, which is to end its own children."""
-        self._order(b"T")
+        self._send_order(b"T")
 
     def kill(self) -> None:
         """Send SIGKILL to the program. Its supervisor then kills all its descendants."""
-        self._order(b"K")
+        self._send_order(b"K")
 
     async def wait(self) -> int | None:
         """Wait until the program and all its descendants have ended.
@@ -69,7 +69,7 @@ class Program:
         """Release the program. If it still runs, it is killed with all its descendants."""
         await self._closing.aclose()
 
-    def _order(self, order: bytes) -> None:
+    def _send_order(self, order: bytes) -> None:
         if not self._orders.is_closing():
             self._orders.write(order)
 

@@ -90,13 +90,13 @@ def children_of(pid: int) -> list[int]:
 
 
 def _search_children(pid: int) -> list[int]:
-    found = []
+    pids = []
     for name in os.listdir("/proc"):
         if name.isdigit():
             with contextlib.suppress(OSError), open(f"/proc/{name}/stat", "rb") as stat:
                 if int(stat.read().rpartition(b")")[2].split()[1]) == pid:
-                    found.append(int(name))
-    return found
+                    pids.append(int(name))
+    return pids
 
 
 def kill_all(spared: "AbstractSet[int]" = frozenset()) -> None:
@@ -153,16 +153,16 @@ def _descendants() -> set[int]:
             with contextlib.suppress(OSError), open(f"/proc/{name}/stat", "rb") as stat:
                 parent = int(stat.read().rpartition(b")")[2].split()[1])
                 children.setdefault(parent, []).append(int(name))
-    found: set[int] = set()
+    pids: set[int] = set()
     left = [os.getpid()]
     while left:
         below = children.get(left.pop(), [])
-        found.update(below)
+        pids.update(below)
         left += below
-    return found
+    return pids
 
 
-class Switch:
+class FreezeSwitch:
     """Stops all descendants if the server's beats stay away, and continues them at the next beat.
 
     Args:
@@ -247,7 +247,7 @@ def main() -> int:
     for inherited in (0, 1):  # only the host may hold them, or the server would not see its end
         os.close(inherited)
 
-    switch = Switch(lifeline, freeze_ms / 1000)
+    switch = FreezeSwitch(lifeline, freeze_ms / 1000)
     while True:
         ready, _, _ = select.select([lifeline, wake_read], [], [], switch.timeout())
         if wake_read in ready:

@@ -98,10 +98,10 @@ def check_file(path: Path, known: int) -> int:
         sqlite_errors(),
         contextlib.closing(sqlite3.connect(readonly_uri(path), uri=True)) as connection,
     ):
-        [(found,)] = connection.execute("PRAGMA quick_check(1)").fetchall()
+        [(result,)] = connection.execute("PRAGMA quick_check(1)").fetchall()
         [(version,)] = connection.execute("PRAGMA user_version").fetchall()
-    if found != "ok":
-        raise SchemaError(f"it is damaged: {found}")
+    if result != "ok":
+        raise SchemaError(f"it is damaged: {result}")
     if not 0 < version <= known:
         raise SchemaError(f"it has schema {version}, and this program knows 1 to {known}")
     return int(version)

@@ -64,8 +64,8 @@ def numbered(sql: str, offset: int = 0) -> tuple[str, tuple[int, ...]]:
         count += 1
         return f"${offset + count}"
 
-    found = _QUESTION_MARK.sub(number, sql)
-    return found, tuple(range(count))
+    translated = _QUESTION_MARK.sub(number, sql)
+    return translated, tuple(range(count))
 
 
 def to_engine(parameters: Iterable[Any]) -> list[Any]:
@@ -107,7 +107,7 @@ def engine_statements(
         fence: a statement in the storage's form that is executed with the first ones, and whose
             common table expressions come first.
     """
-    found: list[EngineStatement] = []
+    merged: list[EngineStatement] = []
     wave: list[Statement] = []
     changed: set[str] = set()
     named: set[str] = set()
@@ -119,7 +119,7 @@ def engine_statements(
     def finish() -> None:
         nonlocal fence
         if wave or fence is not None:
-            found.append(_merged(wave, fence))
+            merged.append(_merged(wave, fence))
         fence = None
         wave.clear()
         changed.clear()
@@ -130,7 +130,7 @@ def engine_statements(
         same = [parameters for _, parameters in group]
         if len(same) > 1:
             finish()
-            found.append(
+            merged.append(
                 EngineStatement(numbered(sql)[0], [to_engine(parameters) for parameters in same])
             )
             continue
@@ -141,7 +141,7 @@ def engine_statements(
         changed.add(target)
         named |= tables
     finish()
-    return found
+    return merged
 
 
 def _log_rows(transaction: Sequence[Statement]) -> list[list[Any]] | None:

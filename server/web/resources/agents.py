@@ -57,13 +57,13 @@ async def list_agents(request: web.Request) -> AgentList:
             installed=info.installed,
             default=is_default,
             install=msgspec.UNSET if info.installed else info.install or msgspec.UNSET,
-            auth_methods=_known(logins.methods(info.name)),
-            login_required=_known(logins.is_required(info.name, app_name)),
+            auth_methods=_unset_if_none(logins.methods(info.name)),
+            login_required=_unset_if_none(logins.is_required(info.name, app_name)),
         )
         for info, is_default in await context.sessions.agents.all()
     ]
     return AgentList(agents=agents)
 
 
-def _known(value: KnownValue | None) -> KnownValue | msgspec.UnsetType:
+def _unset_if_none(value: KnownValue | None) -> KnownValue | msgspec.UnsetType:
     return msgspec.UNSET if value is None else value

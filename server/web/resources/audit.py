@@ -52,7 +52,7 @@ class AuditPage(msgspec.Struct, kw_only=True):
     example={"ok": True, "rows": [], "next": None},
 )
 async def read_audit(request: web.Request, query: AuditFilter) -> AuditPage:
-    found = await context_of(request).audit.page(
+    stored = await context_of(request).audit.page(
         after=query.after, limit=query.limit + 1, app_name=query.app, event=query.event
     )
     rows = [
@@ -64,6 +64,6 @@ async def read_audit(request: web.Request, query: AuditFilter) -> AuditPage:
             event=row.event,
             detail=loads(row.detail),
         )
-        for row in found[: query.limit]
+        for row in stored[: query.limit]
     ]
-    return AuditPage(rows=rows, next=rows[-1].id if len(found) > query.limit else None)
+    return AuditPage(rows=rows, next=rows[-1].id if len(stored) > query.limit else None)

@@ -169,7 +169,7 @@ async def undo_changes(request: web.Request, session: Session, body: Undo) -> Un
         others = (other for other in sessions.cached.values() if other.row.cwd == session.row.cwd)
         return session.is_busy or any(other.is_busy for other in others)
 
-    index = session.turns.current.entry_index()
+    index = session.turns.current.entry_turn_index()
 
     def restored(replaced: str, is_complete: bool) -> Awaitable[None]:
         target = {"turn_index": body.turn_index, "snapshot_id": body.snapshot_id}

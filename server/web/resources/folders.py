@@ -62,11 +62,13 @@ async def list_folders(request: web.Request, query: FoldersQuery) -> FolderList:
     context = context_of(request)
     roots = [str(root) for root in context.settings.workspace_roots]
     if query.path is None:
-        found = await asyncio.to_thread(_entries, roots)
+        folders = await asyncio.to_thread(_entries, roots)
     else:
         folder = await context.sessions.workspaces.check(query.path, "path")
-        found = await asyncio.to_thread(_folders_in, folder)
-    return FolderList(roots=roots, folders=found[:MAX_FOLDERS], truncated=len(found) > MAX_FOLDERS)
+        folders = await asyncio.to_thread(_folders_in, folder)
+    return FolderList(
+        roots=roots, folders=folders[:MAX_FOLDERS], truncated=len(folders) > MAX_FOLDERS
+    )
 
 
 def _folders_in(folder: Path) -> list[ProjectFolder]:

@@ -89,20 +89,20 @@ class Ready(msgspec.Struct, kw_only=True):
 )
 async def get_health(request: web.Request) -> Health:
     context = context_of(request)
-    found, sandbox = context.health, context.sessions.backend.sandbox
+    monitor, sandbox = context.health, context.sessions.backend.sandbox
     health = Health(
         version=__version__,
-        claude_present=found.claude_present,
-        claude_version=found.claude_version,
-        acpx_present=found.acpx_version is not None,
-        acpx_version=found.acpx_version,
+        claude_present=monitor.claude_present,
+        claude_version=monitor.claude_version,
+        acpx_present=monitor.acpx_version is not None,
+        acpx_version=monitor.acpx_version,
         open_sessions=context.sessions.quotas.open_sessions,
         live_agents=len(context.sessions.slots),
         sockets=len(context.sockets),
         uptime_secs=int(time.time() - context.started_at),
         sandbox=SandboxInfo(level=sandbox.level, enforced=sandbox.enforced, open=sandbox.open),
     )
-    if (engine := found.engine) is not None:
+    if (engine := monitor.engine) is not None:
         health.node = engine.name
         health.nodes = [NodeState(name=node.name, state=node.state) for node in engine.lease.nodes]
         health.engine = EngineState(**engine.describe())

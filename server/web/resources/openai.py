@@ -15,7 +15,7 @@ from aiohttp import web
 
 from ...agents import usage
 from ...auth.prompts import send_prompt
-from ...cluster.membership import ElsewhereError
+from ...cluster.membership import OtherNodeError
 from ...codec import parse_message
 from ...errors import Error, bad_request, failure_of
 from ...openai import requests
@@ -97,7 +97,7 @@ def _with_openai_errors(handler: ChatHandler) -> ChatHandler:
             response = await handler(request)
             if not response.prepared:
                 request[CREDENTIAL].check()
-        except (web.HTTPException, ElsewhereError):  # the latter is sent to the session's node
+        except (web.HTTPException, OtherNodeError):  # the latter is sent to the session's node
             raise
         except Exception as error:  # noqa: BLE001 - failure_of logs it
             failure = failure_of(error, "the request", request_id=request[REQUEST_ID])
@@ -205,7 +205,7 @@ async def _chat_session(
     if named := request.headers.get(SESSION_HEADER) or requests.named_session(body):
         try:
             return await sessions.get(named, app_name), requests.last_prompt(body)
-        except ElsewhereError:
+        except OtherNodeError:
             request[READ_BODY] = msgspec.json.encode(body)  # for the session's node
             raise
     agent, _, model = (body.model or "").partition("/")
@@ -282,7 +282,7 @@ class _ChatAnswer:
         """Add a message of the agent. Return the text that it adds to the answer."""
         try:
             if "result" in message:
-                self.usage = usage.of_acp(message["result"].get("usage"))
+                self.usage = usage.usage_of_acp(message["result"].get("usage"))
                 return ""
             update = message["params"]["update"]
             if update["sessionUpdate"] != "agent_message_chunk":

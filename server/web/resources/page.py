@@ -83,7 +83,7 @@ def content_security_policy(page: bytes) -> str:
     The page with the import map also requires Trusted Types (``static/trusted.js``).
     Swagger UI, which ``/docs`` shows, writes markup itself.
     """
-    hashes = "".join(f" {_csp_source(found)}" for found in _IMPORT_MAP.findall(page))
+    hashes = "".join(f" {_csp_source(script)}" for script in _IMPORT_MAP.findall(page))
     return "; ".join(
         [
             "default-src 'none'",
@@ -154,14 +154,14 @@ async def library_file(request: web.Request) -> web.StreamResponse:
 async def _send_file(
     request: web.Request, folder: Path, path: str, *, caching: str = REVALIDATED
 ) -> web.StreamResponse:
-    found = await asyncio.to_thread(_find_file, folder, path)
-    if found is None:
+    located = await asyncio.to_thread(_find_file, folder, path)
+    if located is None:
         raise not_found("file")
-    file, stat = found
+    file, stat = located
     if not _preconditions_hold(request, stat):
         raise Error(ErrorCode.PRECONDITION_FAILED, "the file has changed")
     if not _may_send_range(request, stat):
-        request = request.clone(headers=_without(request, hdrs.RANGE))
+        request = request.clone(headers=_headers_without(request, hdrs.RANGE))
     if not _is_satisfiable(request, stat.st_size):
         error = Error(ErrorCode.RANGE_NOT_SATISFIABLE, f"the file has {stat.st_size} bytes")
         refusal = error_response(error, request[REQUEST_ID])
@@ -214,7 +214,7 @@ def _may_send_range(request: web.Request, stat: os.stat_result) -> bool:
     return date is not None and math.ceil(stat.st_mtime) == date.timestamp()
 
 
-def _without(request: web.Request, name: str) -> CIMultiDict[str]:
+def _headers_without(request: web.Request, name: str) -> CIMultiDict[str]:
     return CIMultiDict(
         (key, value) for key, value in request.headers.items() if key.lower() != name.lower()
     )

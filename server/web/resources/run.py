@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-from collections import deque
-from collections.abc import Callable
 from functools import partial
 from typing import Annotated, Any, Literal, cast
 
@@ -44,10 +42,9 @@ from ..field_types import (
     doc,
 )
 from ..responses import encode_json, error_response, raw_json_response
-from ..sse import SSE, EventStream, wants_stream
+from ..run_updates import UpdateQueue
+from ..sse import SSE, wants_stream
 
-MAX_UNSENT_BYTES = 16 << 20
-"""Updates that a slow client has not read. Above it the run is stopped."""
 RUN_ID_EXAMPLE = "0d4ce0d2-4a1f-4bb5-b3b5-9d5b1f7f0a55"
 RUN_STREAM_EXAMPLE = (
     'event: update\ndata: {"jsonrpc":"2.0","method":"session/update","params":{}}\n\n'
@@ -289,53 +286,6 @@ async def _stream_run(
     finally:
         run.stop("disconnect")
     return stream.response
-
-
-class UpdateQueue:
-    """The updates of a run that have not been sent to its client.
-
-    Attributes:
-        on_full: called if the client reads so slowly that too many wait.
-    """
-
-    def __init__(self) -> None:
-        self.on_full: Callable[[], object] = lambda: None
-        self._updates: deque[bytes] = deque()
-        self._size = 0
-        self._arrived = asyncio.Event()
-        self._is_closed = False
-
-    def add(self, update: bytes) -> None:
-        """Add an update of the run."""
-        if self._is_closed:
-            return
-        self._size += len(update)
-        self._updates.append(update)
-        self._arrived.set()
-        if self._size > MAX_UNSENT_BYTES:
-            self.on_full()
-
-    def close(self) -> None:
-        """Discard the updates that wait, and all that follow."""
-        self._is_closed = True
-        self._updates.clear()
-
-    async def send(self, stream: EventStream, done: asyncio.Future[Any]) -> None:
-        """Send updates as they arrive, until *done* is done and none is left."""
-        done.add_done_callback(lambda _: self._arrived.set())
-        while True:
-            self._arrived.clear()
-            while self._updates:
-                update = self._updates.popleft()
-                await stream.send_named("update", update)
-                self._size -= len(update)
-            if done.done():
-                return
-            try:
-                async with asyncio.timeout(stream.keep_alive_secs):
-                    await self._arrived.wait()
-            except TimeoutError:
-                await stream.keep_alive()
 
 
 def _accepted(run_id: str) -> web.Response:

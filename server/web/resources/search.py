@@ -61,7 +61,7 @@ class SearchHits(msgspec.Struct, kw_only=True):
     failures=("rate_limited",),
 )
 async def search(request: web.Request, query: SearchQuery) -> SearchHits:
-    found = await context_of(request).search.find(app_name_of(request), query.q, query.limit)
+    hits = await context_of(request).search.find(app_name_of(request), query.q, query.limit)
     return SearchHits(
         hits=[
             SearchHit(
@@ -72,7 +72,7 @@ async def search(request: web.Request, query: SearchQuery) -> SearchHits:
                 snippet=hit.snippet,
                 subagent=_subagent(hit),
             )
-            for hit, meta in found
+            for hit, meta in hits
         ]
     )
 

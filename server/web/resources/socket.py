@@ -67,7 +67,7 @@ async def session_socket(request: web.Request) -> web.StreamResponse:
     if bearer(request) is not None or "Authorization" in request.headers:
         app_name = authenticate_reader(request, session_id)
         request[CREDENTIAL].require("read")
-        session = await context.sessions.viewed(session_id, app_name)
+        session = await context.sessions.get_viewed(session_id, app_name)
 
     response = new_websocket(request)
     try:
@@ -116,7 +116,7 @@ async def _open_by_frame(
     auth = await authenticate_by_frame(request, response, session_id)
     app_name = request[CREDENTIAL].app_name
     try:
-        return await context_of(request).sessions.viewed(session_id, app_name), auth.after
+        return await context_of(request).sessions.get_viewed(session_id, app_name), auth.after
     except Exception as error:  # noqa: BLE001 - failure_of logs it
         failure = failure_of(error, "opening a socket", session=session_id)
         raise Disconnect.from_error(failure) from None

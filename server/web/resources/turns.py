@@ -5,7 +5,6 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import re
-from collections.abc import AsyncGenerator, AsyncIterator
 from typing import Annotated, Any
 
 import msgspec
@@ -24,7 +23,6 @@ from ..context import (
     LOGGED_TURN_INDEX,
     PROMPT_ID,
     REQUEST_ID,
-    app_name_of,
     context_of,
     stream_events,
     stream_json,
@@ -45,6 +43,14 @@ from ..field_types import (
 )
 from ..responses import RESPONSE_PIECE_BYTES, encode_json, json_response, raw_json_response
 from ..sse import SSE, STREAM_EXAMPLE, EventStream, wants_stream
+from ..turn_reply import (
+    MemoryBusyError,
+    events_of,
+    has_short_events,
+    reserve_reply_memory,
+    short_events,
+    spliced,
+)
 from ..waits import WaitedTurn, continued_turn, waiting_for
 
 TURN_EXAMPLE = {
@@ -193,9 +199,9 @@ async def prompt_session(
         is_steered = accepted.is_steered if body.steer or accepted.is_steered else None
         turn = accepted.turn
     else:
-        found = await session.turns.continuation.turn_of(continued.turn_index)
-        assert found is not None
-        turn = found
+        known_turn = await session.turns.continuation.turn_of(continued.turn_index)
+        assert known_turn is not None
+        turn = known_turn
         is_steered = continued.is_steered
     del body  # the session has the prompt; a request that waits need not hold it as well
     request[LOGGED_TURN_INDEX] = turn.index
@@ -236,82 +242,18 @@ async def _turn_response(
         result.steered = is_steered
     head = encode_json(result, ok=status < 400).removesuffix(b"]}")
     limit = context_of(request).settings.max_reply_bytes
-    events = await _short_events(session, turn, min(limit, RESPONSE_PIECE_BYTES))
+    events = await short_events(session, turn, min(limit, RESPONSE_PIECE_BYTES))
     if events is not None:  # nearly always
         return raw_json_response(head + b",".join(events) + b"]}", status=status)
     # The events of a few long replies at once would use several times their size.
     with contextlib.suppress(MemoryBusyError):
-        async with _reply_memory(request):
-            if await _fits(session, turn, limit):
-                pieces = _spliced(head, _events_of(session, turn))
+        async with reserve_reply_memory(request):
+            if await has_short_events(session, turn, limit):
+                pieces = spliced(head, events_of(session, turn))
                 return await stream_json(request, pieces, status=status)
     result.events_omitted = True
     result.first_seq, result.last_seq = turn.first_seq, turn.last_seq
     return json_response(result, status=status)
-
-
-async def _short_events(session: Session, turn: Turn, limit: int) -> list[bytes] | None:
-    """Return a turn's events; None if they have more than *limit* bytes."""
-    found: list[bytes] = []
-    size = 0
-    async with contextlib.aclosing(_events_of(session, turn)) as events:
-        async for event in events:
-            size += len(event) + 1
-            if size > limit:
-                return None
-            found.append(event)
-    return found
-
-
-async def _fits(session: Session, turn: Turn, limit: int) -> bool:
-    """Whether a turn's events have at most *limit* bytes."""
-    size = 0
-    async with contextlib.aclosing(_events_of(session, turn)) as events:
-        async for event in events:
-            size += len(event) + 1
-            if size > limit:
-                return False
-    return True
-
-
-class MemoryBusyError(Exception):
-    """Other long replies are being sent."""
-
-
-@contextlib.asynccontextmanager
-async def _reply_memory(request: web.Request) -> AsyncIterator[None]:
-    """Wait until a long reply may be sent: one of each app at a time, and few in all.
-
-    Raises:
-        MemoryBusyError: it may not be sent within a few seconds.
-    """
-    context = context_of(request)
-    size = context.settings.max_reply_bytes
-    reservation = context.long_replies.request(app_name_of(request), size)
-    try:
-        async with waiting(request), asyncio.timeout(context.settings.stall_timeout_secs):
-            await asyncio.shield(reservation)
-    except TimeoutError:
-        context.long_replies.release(reservation)
-        raise MemoryBusyError from None
-    except BaseException:
-        context.long_replies.release(reservation)
-        raise
-    try:
-        yield
-    finally:
-        context.long_replies.release(reservation)
-
-
-async def _spliced(head: bytes, events: AsyncIterator[bytes]) -> AsyncIterator[bytes]:
-    yield head
-    separator = b""
-    async for event in events:
-        yield separator
-        for start in range(0, len(event), RESPONSE_PIECE_BYTES):
-            yield event[start : start + RESPONSE_PIECE_BYTES]
-        separator = b","
-    yield b"]}"
 
 
 def _result_of(
@@ -339,21 +281,6 @@ def _result_of(
         events=[],
     )
     return failure, ErrorCode(failure.code).status
-
-
-async def _events_of(session: Session, turn: Turn) -> AsyncGenerator[bytes]:
-    assert turn.first_seq is not None
-    assert turn.last_seq is not None
-    position = turn.first_seq - 1
-    while batches := await session.log.read(position):
-        for batch in batches:
-            for seq, line in enumerate(batch.lines(), batch.first):
-                if seq > turn.last_seq:
-                    return
-                event = entries.event_of(line)
-                if event is not None and entries.turn_index_of(line) == turn.index:
-                    yield event
-            position = batch.last
 
 
 async def _stream_turn(request: web.Request, session: Session, turn: Turn) -> web.StreamResponse:

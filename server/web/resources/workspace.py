@@ -125,8 +125,8 @@ async def list_files(
 ) -> Annotated[web.StreamResponse, FileList]:
     path = raw_query_value(request, "path") or ""
     files = context_of(request).workspace
-    found = await files.list(app_name_of(request), session.row.cwd, path, query.depth)
-    return await stream_json(request, _encoded_listing(found))
+    listing = await files.list(app_name_of(request), session.row.cwd, path, query.depth)
+    return await stream_json(request, _encoded_listing(listing))
 
 
 async def _encoded_listing(listing: FolderListing) -> AsyncIterator[bytes]:

@@ -127,13 +127,13 @@ class TreeFile(NamedTuple):
 
 def files_of(git: Git, tree: bytes) -> dict[str, TreeFile]:
     """Return the files and folders of a tree, by path."""
-    found = {}
+    files = {}
     for line in git.output("ls-tree", "-r", "-t", "-z", tree.hex()).split(b"\0"):
         if line:
             about, _, path = line.partition(b"\t")
             mode, _, oid = about.split(b" ")
-            found[os.fsdecode(path)] = TreeFile(int(mode, 8), bytes.fromhex(oid.decode()))
-    return found
+            files[os.fsdecode(path)] = TreeFile(int(mode, 8), bytes.fromhex(oid.decode()))
+    return files
 
 
 class Blobs:

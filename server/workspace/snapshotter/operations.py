@@ -121,12 +121,12 @@ def _record_missed(job: Job) -> None:
 
 def list_records(job: Job) -> tuple[Json, bytes]:
     """List the snapshots, the oldest first."""
-    found = [
+    records = [
         {"id": record.id, "kind": record.kind, "turn_index": record.turn_index, "at": record.at}
         for record in job.records().all
         if record.kind != "missed"
     ]
-    return {"records": found}, b""
+    return {"records": records}, b""
 
 
 class Comparison:
@@ -267,8 +267,8 @@ def populate(job: Job) -> tuple[Json, bytes]:
 
 
 def _repository(request: Json) -> Repository:
-    found = request["confinement"]
-    confinement = Confinement(found["module"], found["plan"]) if found is not None else None
+    given = request["confinement"]
+    confinement = Confinement(given["module"], given["plan"]) if given is not None else None
     return Repository(request["git"], request["repository"], request["roots"], confinement)
 
 

@@ -93,9 +93,9 @@ class Records:
 
     def before_turn(self, turn_index: int) -> bytes | None:
         """Return the tree at the start of a turn; None if it is unknown."""
-        found = [record for record in self.all if record.key <= (turn_index, 0)]
-        if found:
-            last = found[-1]
+        earlier = [record for record in self.all if record.key <= (turn_index, 0)]
+        if earlier:
+            last = earlier[-1]
             is_exact = last.key == (turn_index, 0) or last is not self.all[0] or not self._has_gap()
             return last.tree if is_exact and last.kind != "missed" else None
         return EMPTY_TREE if self._began_empty() else None

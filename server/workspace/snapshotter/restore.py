@@ -92,7 +92,7 @@ class Restoration:
         """Restore one file; a file that changes meanwhile is left alone and reported."""
         above, _, name = path.rpartition("/")
         try:
-            with self._opened(above) as parent:
+            with self._open_folder(above) as parent:
                 is_done = action(parent, name, *arguments)  # type: ignore[operator]
         except (FileNotFoundError, NotADirectoryError, IsADirectoryError, FileExistsError):
             is_done = False
@@ -118,12 +118,12 @@ class Restoration:
             if self._current[path].mode != FOLDER or (wanted and wanted.mode == FOLDER):
                 continue
             above, _, name = path.rpartition("/")
-            with contextlib.suppress(OSError), self._opened(above) as parent:
+            with contextlib.suppress(OSError), self._open_folder(above) as parent:
                 os.rmdir(name, dir_fd=parent)
 
     def _make_folder(self, path: str) -> None:
         above, _, name = path.rpartition("/")
-        with contextlib.suppress(OSError), self._opened(above) as parent:
+        with contextlib.suppress(OSError), self._open_folder(above) as parent:
             os.mkdir(name, 0o777, dir_fd=parent)
 
     def _write(
@@ -146,7 +146,7 @@ class Restoration:
                 os.unlink(temporary, dir_fd=parent)
         return True
 
-    def _opened(self, path: str) -> contextlib.AbstractContextManager[int]:
+    def _open_folder(self, path: str) -> contextlib.AbstractContextManager[int]:
         return opened_below(self._folder, path)
 
 

@@ -155,8 +155,8 @@ class Scan:
     def _scan_folder(
         self, folder: int, prefix: str, rules: IgnoreRules, levels: int, *, is_ignored: bool
     ) -> None:
-        with os.scandir(folder) as found:
-            some = itertools.islice(found, self._limits.files + MAX_IGNORED + 1)
+        with os.scandir(folder) as children:
+            some = itertools.islice(children, self._limits.files + MAX_IGNORED + 1)
             entries = sorted(some, key=lambda entry: entry.name)
         if len(entries) > self._limits.files + MAX_IGNORED:
             raise TooManyFilesError
@@ -187,7 +187,7 @@ class Scan:
             if is_folder:
                 self._enter(folder, path, rules, levels, is_ignored=ignored)
             elif kind in (stat.S_IFREG, stat.S_IFLNK):
-                self._new[path] = seen = self._see(folder, path, old, status)
+                self._new[path] = seen = self._look_at(folder, path, old, status)
                 if seen.mode == UNSAVED:
                     self.skipped["large" if self._is_too_large(seen) else "unreadable"] += 1
             else:
@@ -217,7 +217,7 @@ class Scan:
         finally:
             os.close(folder)
 
-    def _see(self, parent: int, path: str, old: Seen | None, status: os.stat_result) -> Seen:
+    def _look_at(self, parent: int, path: str, old: Seen | None, status: os.stat_result) -> Seen:
         if old is not None and self._is_unchanged(old, status):
             return old
         seen = self._read(parent, path.rpartition("/")[2], status)
@@ -270,12 +270,12 @@ class Scan:
                 mode = EXECUTABLE if status.st_mode & stat.S_IXUSR else FILE
         if mode != UNSAVED:
             try:
-                return _seen(mode, status, self._store.add("blob", data))
+                return _make_seen(mode, status, self._store.add("blob", data))
             except OverBudgetError:
                 self.was_over_budget = True
         identity = f"{status.st_size} {status.st_mtime_ns} {status.st_ctime_ns} {status.st_ino}"
         oid = hashlib.sha1(identity.encode(), usedforsecurity=False).digest()
-        return _seen(UNSAVED, status, oid)
+        return _make_seen(UNSAVED, status, oid)
 
     def _content(self, parent: int, name: str) -> tuple[bytes, os.stat_result]:
         """Return a file's content and its status from before it was read.
@@ -294,7 +294,7 @@ class Scan:
         return data, status
 
 
-def _seen(mode: int, status: os.stat_result, oid: bytes) -> Seen:
+def _make_seen(mode: int, status: os.stat_result, oid: bytes) -> Seen:
     is_racy = time.time_ns() - status.st_ctime_ns < TIME_STEP_NS
     ctime = RACY if is_racy else status.st_ctime_ns
     return Seen(mode, status.st_mtime_ns, ctime, status.st_size, status.st_ino, oid)

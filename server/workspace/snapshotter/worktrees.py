@@ -44,8 +44,8 @@ class Repository:
         self._confinement = confinement
         self._path = path
         self._roots = [Path(root) for root in roots]
-        found = Path(path) / ".git"
-        in_folder = self._git_of(found if found.exists() else Path(path))
+        git_path = Path(path) / ".git"
+        in_folder = self._git_of(git_path if git_path.exists() else Path(path))
         try:
             common = in_folder.output("rev-parse", "--path-format=absolute", "--git-common-dir")
         except GitError:
@@ -74,14 +74,14 @@ class Repository:
 
     def _links(self) -> list[Path]:
         """The links in the folders in which git writes."""
-        found = [self.folder / name for name in ("logs", "objects/info", "objects/pack")]
+        checked = [self.folder / name for name in ("logs", "objects/info", "objects/pack")]
         for name in ("refs", "logs", "worktrees"):
             for folder, folders, files in os.walk(self.folder / name):
                 paths = [Path(folder, name) for name in (*folders, *files)]
-                found += [path for path in paths if path.is_symlink()]
-                if len(found) > MAX_CHECKED_LINKS:
+                checked += [path for path in paths if path.is_symlink()]
+                if len(checked) > MAX_CHECKED_LINKS:
                     raise RepositoryError("workspace.git.repository: it has too many links")
-        return found
+        return checked
 
     def add_worktree(self, folder: int, path: str, name: str, branch: str | None) -> list[str]:
         """Add a worktree at an empty folder, and write the branch's files to it.

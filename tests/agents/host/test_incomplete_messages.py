@@ -38,7 +38,7 @@ class Agent:
             lambda: app,
             pause=self.pause,
             resume=self.resume,
-            expired=self.refused.set,
+            on_expired=self.refused.set,
         )
 
     def pause(self) -> None:

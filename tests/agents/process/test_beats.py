@@ -98,4 +98,4 @@ async def test_stopped_agents_end_with_the_server(start: Start) -> None:
 def test_supervisor_of_a_single_server_needs_no_beats(start: Start) -> None:
     supervisor, _ = start(0)
     assert "T" not in states_below(supervisor)
-    assert supervise.Switch(0, 0).timeout() is None
+    assert supervise.FreezeSwitch(0, 0).timeout() is None

@@ -29,7 +29,7 @@ class SharedUsage(Protocol):
     async def note_exceeded(self, app_name: str, budget: str) -> bool: ...
 
 
-class Elsewhere:
+class RemoteSpending:
     """The spending of apps on other nodes, as it was read last.
 
     Args:

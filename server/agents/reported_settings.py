@@ -1,4 +1,4 @@
-"""The mode, model and options of an agent in ACP's shapes: current values, and setting them.
+"""The mode, model and options that an agent reported: reading them, and following its messages.
 
 An agent may offer modes and models in ACP's own fields, as config options, or as both. The
 agent's values are untrusted, so the type of each is checked. Nothing here does I/O.
@@ -7,128 +7,26 @@ agent's values are untrusted, so the type of each is checked. Nothing here does 
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
-from types import MappingProxyType
 from typing import Any
 
 import msgspec
 
 from ..validation import OptionValue
+from .acp_methods import SET_MODE, SET_MODEL
 from .agent_settings import AgentSettings, is_shortened
-from .base import WantedSettings
 
-SET_MODE = "session/set_mode"
-SET_MODEL = "session/set_model"
-SET_OPTION = "session/set_config_option"
-SETTERS = frozenset({SET_MODE, SET_MODEL, SET_OPTION})
-FORK = "session/fork"
-SESSION_METHODS = frozenset({"session/new", "session/load", "session/resume", FORK})
-"""The requests that open a conversation. The agent's response contains its settings."""
-STARTING_METHODS = SESSION_METHODS | {"initialize"}
-"""The requests with which acpx begins to use an agent."""
-
-
-def offers_for_sessions(capabilities: Any, name: str) -> bool:
-    """Whether the ``agentCapabilities`` of an agent contain that capability for sessions."""
-    sessions = capabilities.get("sessionCapabilities") if isinstance(capabilities, dict) else None
-    return isinstance(sessions, dict) and sessions.get(name) is not None
-
-
-class Step(msgspec.Struct, frozen=True):
-    """One request that sets one setting.
-
-    Attributes:
-        setting: ``mode``, ``model`` or the id of a config option.
-        method: None if the agent does not offer the setting, or not with that value.
-        params: the request's params without the session id.
-    """
-
-    setting: str
-    value: OptionValue
-    method: str | None = None
-    params: Mapping[str, Any] = msgspec.field(default_factory=dict)
-
-    @property
-    def key(self) -> tuple[str, OptionValue]:
-        return self.setting, self.value
-
-
-def steps(
-    wanted: WantedSettings,
-    reported: AgentSettings,
-    former: AgentSettings,
-    synonyms: Mapping[tuple[str, OptionValue], OptionValue] = MappingProxyType({}),
-) -> list[Step]:
-    """Return the requests that bring an agent from *reported* to *wanted*, in order.
-
-    A new model may change the options and the mode, so the model is set first and the mode last.
-
-    Args:
-        reported: the settings that the current process reported.
-        former: the settings that an earlier process reported.
-        synonyms: from a setting and value to the name that the agent reports for that value.
-    """
-    found = []
-    for setting, value in _ordered(wanted, reported):
-        if current(reported, setting) in (value, synonyms.get((setting, value), value)):
-            continue
-        step = _step(setting, value, reported, former, wanted.model_may_be_unlisted)
-        if setting == "mode" and wanted.mode_is_optional and step.method is None:
-            continue
-        found.append(step)
-    return found
-
-
-def _ordered(wanted: WantedSettings, reported: AgentSettings) -> Iterator[tuple[str, OptionValue]]:
-    if wanted.model is not None:
-        yield "model", wanted.model
-    options = [(setting_of(reported, key), value) for key, value in wanted.config_options.items()]
-    yield from (option for option in options if option[0] == "model")
-    yield from (option for option in options if option[0] not in ("model", "mode"))
-    yield from (option for option in options if option[0] == "mode")
-    if wanted.mode is not None:
-        yield "mode", wanted.mode
-
-
-def _step(
-    setting: str,
-    value: OptionValue,
-    reported: AgentSettings,
-    former: AgentSettings,
-    any_model: bool,
-) -> Step:
-    """Return the request that sets it, if the agent offers it or an earlier process did."""
-    # The agent itself checks the value of a config option.
-    may_be_unlisted = setting != "mode" and (setting != "model" or any_model)
-    may_be_unlisted = may_be_unlisted or current(former, setting) == value
-    for known in (reported, former):
-        is_offered = offers(known, setting, value)
-        if is_offered is None:
-            continue
-        if not (is_offered or may_be_unlisted):
-            break
-        return Step(setting, value, *_request(known, setting, value))
-    return Step(setting, value)
-
-
-def _request(known: AgentSettings, setting: str, value: OptionValue) -> tuple[str, dict[str, Any]]:
-    if setting == "mode" and isinstance(known.modes, dict):
-        return SET_MODE, {"modeId": value}
-    option = option_of(known, setting)
-    if option is None:
-        return SET_MODEL, {"modelId": value}
-    return SET_OPTION, option_params(option["id"], value)
-
-
-def option_params(key: str, value: OptionValue) -> dict[str, Any]:
-    """Return the params of a request that sets a config option, without the session id."""
-    kind = {"type": "boolean"} if isinstance(value, bool) else {}
-    return {"configId": key, **kind, "value": value}
+SETTING_UPDATES = frozenset(
+    {"available_commands_update", "config_option_update", "current_mode_update"}
+)
+"""The kinds of ``session/update`` that report settings."""
+_OWN_FIELDS = {"mode": ("modes", "currentModeId"), "model": ("models", "currentModelId")}
+"""ACP's own fields for a mode and a model: the name of the offer, and that of its current value."""
 
 
 def option_of(reported: AgentSettings, setting: str) -> dict[str, Any] | None:
     """Return the config option that stands for *setting*; None if there is none."""
     options = reported.config_options if isinstance(reported.config_options, list) else []
-    found, priority = None, -1
+    best, priority = None, -1
     for option in options:
         if not isinstance(option, dict) or not isinstance(option.get("id"), str):
             continue
@@ -142,8 +40,8 @@ def option_of(reported: AgentSettings, setting: str) -> dict[str, Any] | None:
         else:
             continue
         if rank > priority:
-            found, priority = option, rank
-    return found
+            best, priority = option, rank
+    return best
 
 
 def setting_of(reported: AgentSettings, key: str) -> str:
@@ -155,20 +53,7 @@ def setting_of(reported: AgentSettings, key: str) -> str:
     return key
 
 
-def requested_setting(
-    reported: AgentSettings, method: str, params: Mapping[str, Any]
-) -> tuple[str, OptionValue]:
-    """Return the setting and the value of one of the :data:`SETTERS` requests."""
-    if method == SET_MODE:
-        return "mode", str(params.get("modeId"))
-    if method == SET_MODEL:
-        return "model", str(params.get("modelId"))
-    value = params.get("value")
-    shown = value if isinstance(value, bool) else str(value)
-    return setting_of(reported, str(params.get("configId"))), shown
-
-
-def current(reported: AgentSettings, setting: str) -> OptionValue | None:
+def current_value(reported: AgentSettings, setting: str) -> OptionValue | None:
     """Return the value that the agent reported last for a setting; None if it has reported none."""
     value: Any = None
     if setting == "mode" and isinstance(reported.modes, dict):
@@ -182,11 +67,11 @@ def current(reported: AgentSettings, setting: str) -> OptionValue | None:
 
 def current_mode(reported: AgentSettings) -> str | None:
     """Return the mode that the agent reported last; None if it has reported none."""
-    mode = current(reported, "mode")
+    mode = current_value(reported, "mode")
     return mode if isinstance(mode, str) else None
 
 
-def offers(reported: AgentSettings, setting: str, value: OptionValue) -> bool | None:
+def offers_value(reported: AgentSettings, setting: str, value: OptionValue) -> bool | None:
     """Whether the agent offers that value; None if it does not offer the setting.
 
     True also if the list of values was shortened, because the value may have been in it.
@@ -221,10 +106,10 @@ def _offer_of(reported: AgentSettings, setting: str) -> dict[str, Any] | None:
 
 
 def _ids(offered: Any, name: str) -> list[str]:
-    found = offered if isinstance(offered, list) else []
+    choices = offered if isinstance(offered, list) else []
     return [
         choice[name]
-        for choice in found
+        for choice in choices
         if isinstance(choice, dict) and isinstance(choice.get(name), str)
     ]
 
@@ -241,7 +126,7 @@ def _choices(option: Mapping[str, Any]) -> Iterator[dict[str, Any]]:
             yield from _choices(choice)
 
 
-def view(reported: AgentSettings) -> dict[str, Any]:
+def settings_view(reported: AgentSettings) -> dict[str, Any]:
     """Return *reported* as clients see it.
 
     ``models`` and ``modes`` are filled from config options if the agent offers them as such.
@@ -278,17 +163,6 @@ def with_session_result(reported: AgentSettings, result: Mapping[str, Any]) -> A
     )
 
 
-def _object_in(message: Mapping[str, Any], name: str) -> dict[str, Any] | None:
-    value = message.get(name)
-    return value if isinstance(value, dict) and value else None
-
-
-def _objects_in(message: Mapping[str, Any], name: str) -> list[Any] | None:
-    """A list of objects, without what an agent mixes into it; None if it is not a list."""
-    value = message.get(name)
-    return [item for item in value if isinstance(item, dict)] if isinstance(value, list) else None
-
-
 def with_result(
     reported: AgentSettings,
     former: AgentSettings,
@@ -296,7 +170,7 @@ def with_result(
     params: Mapping[str, Any],
     result: Mapping[str, Any],
 ) -> AgentSettings:
-    """Return *reported* after a successful response to one of the :data:`SETTERS` requests.
+    """Return *reported* after a successful response to one of ``acp_methods.SETTERS``.
 
     If the response does not contain the new value, it is the requested one.
     """
@@ -310,12 +184,6 @@ def with_result(
         return with_options(reported, new_options)
     options = reported.config_options or former.config_options
     return with_options(reported, _with_value(options, params.get("configId"), params.get("value")))
-
-
-SETTING_UPDATES = frozenset(
-    {"available_commands_update", "config_option_update", "current_mode_update"}
-)
-"""The kinds of ``session/update`` that report settings."""
 
 
 def with_update(
@@ -335,10 +203,6 @@ def with_update(
     return reported
 
 
-OWN_FIELDS = {"mode": ("modes", "currentModeId"), "model": ("models", "currentModelId")}
-"""ACP's own fields for a mode and a model: the name of the offer, and that of its current value."""
-
-
 def with_mode(reported: AgentSettings, mode: Any) -> AgentSettings:
     """Return *reported* with another mode, in each form in which the agent offers modes."""
     return _with_current(reported, "mode", mode)
@@ -356,13 +220,6 @@ def _with_current(reported: AgentSettings, setting: str, value: Any) -> AgentSet
     return msgspec.structs.replace(reported, **changes)
 
 
-def _own_field(reported: AgentSettings, setting: str, value: Any) -> dict[str, Any]:
-    """ACP's own field of a mode or model, with another value; empty if it was not reported."""
-    name, key = OWN_FIELDS[setting]
-    offer = getattr(reported, name)
-    return {name: {**offer, key: value}} if isinstance(offer, dict) else {}
-
-
 def with_options(reported: AgentSettings, options: Any) -> AgentSettings:
     """Return *reported* with other config options.
 
@@ -370,10 +227,17 @@ def with_options(reported: AgentSettings, options: Any) -> AgentSettings:
     """
     reported = msgspec.structs.replace(reported, config_options=options)
     changes: dict[str, Any] = {}
-    for setting in OWN_FIELDS:
+    for setting in _OWN_FIELDS:
         if (option := option_of(reported, setting)) is not None:
             changes |= _own_field(reported, setting, option.get("currentValue"))
     return msgspec.structs.replace(reported, **changes) if changes else reported
+
+
+def _own_field(reported: AgentSettings, setting: str, value: Any) -> dict[str, Any]:
+    """ACP's own field of a mode or model, with another value; empty if it was not reported."""
+    name, key = _OWN_FIELDS[setting]
+    offer = getattr(reported, name)
+    return {name: {**offer, key: value}} if isinstance(offer, dict) else {}
 
 
 def _with_value(options: Any, key: Any, value: Any) -> Any:
@@ -385,3 +249,14 @@ def _with_value(options: Any, key: Any, value: Any) -> Any:
         else option
         for option in options
     ]
+
+
+def _object_in(message: Mapping[str, Any], name: str) -> dict[str, Any] | None:
+    value = message.get(name)
+    return value if isinstance(value, dict) and value else None
+
+
+def _objects_in(message: Mapping[str, Any], name: str) -> list[Any] | None:
+    """A list of objects, without what an agent mixes into it; None if it is not a list."""
+    value = message.get(name)
+    return [item for item in value if isinstance(item, dict)] if isinstance(value, list) else None
