@@ -38,7 +38,7 @@ def said(lines: list[Json], message: str) -> Json:
     return found[0]
 
 
-@pytest.mark.parametrize("log_format", ["text", "json"])
+@pytest.mark.parametrize("log_format", ["text", pytest.param("json", marks=pytest.mark.slow)])
 async def test_token_in_a_request_is_redacted(
     spawn: Spawn, http: aiohttp.ClientSession, tmp_path: Path, log_format: str
 ) -> None:

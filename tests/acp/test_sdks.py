@@ -6,40 +6,19 @@ import asyncio
 import json
 import re
 import sys
-from collections.abc import AsyncIterator
 from pathlib import Path
 
 import pytest
-import pytest_asyncio
 
 from server.agents.catalog import find_node
 
 from ..support.acp_client import acp_url, connect, validate
 from ..support.acp_sdk import SdkClient, connect_sdk, script_blocks, text_block
-from ..support.harness import ROOT, Client, LocalServer, local_server, run_program, script
-
-pytestmark = pytest.mark.asyncio(loop_scope="module")
+from ..support.harness import ROOT, Client, run_program, script
 
 PAGE = (ROOT / "docs" / "reference" / "acp.md").read_text("utf-8")
 NODE = find_node()
 ADDRESS = "ws://127.0.0.1:8800/acp"
-
-
-@pytest_asyncio.fixture(scope="module", loop_scope="module")
-async def server(tmp_path_factory: pytest.TempPathFactory) -> AsyncIterator[LocalServer]:
-    async with local_server(tmp_path_factory.mktemp("acp") / "data") as server:
-        yield server
-
-
-@pytest_asyncio.fixture(scope="module", loop_scope="module")
-async def client(server: LocalServer) -> Client:
-    return await server.client()
-
-
-@pytest_asyncio.fixture(loop_scope="module")
-async def alone(server: LocalServer, request: pytest.FixtureRequest) -> Client:
-    """An app that has no sessions but the test's."""
-    return await server.client(re.sub(r"\W", "-", request.node.name))
 
 
 def snippet(marker: str) -> str:
@@ -61,11 +40,11 @@ async def output_of(*argv: str, **variables: str) -> str:
 # Python.
 
 
-async def test_python_sdk_completes_its_conversations(alone: Client) -> None:
+async def test_python_sdk_completes_its_conversations(client: Client) -> None:
     from acp import RequestError  # slow: see `acp_sdk.py`
 
     me = SdkClient()
-    agent, recorder = await connect_sdk(alone, me)
+    agent, recorder = await connect_sdk(client, me)
     made = [await agent.new_session(cwd="/", mcp_servers=[]) for _ in range(2)]
     one, two = (session.session_id for session in made)
     answers = await asyncio.gather(
@@ -111,7 +90,7 @@ async def test_python_sdk_completes_its_conversations(alone: Client) -> None:
     await agent.close()
 
     again = SdkClient()
-    agent, _ = await connect_sdk(alone, again)
+    agent, _ = await connect_sdk(client, again)
     await agent.load_session(cwd="/", session_id=one, mcp_servers=[])
     assert again.texts[one] == me.texts[one]
     assert again.users[one].startswith("first")
@@ -154,12 +133,12 @@ async def test_sdk_bot_and_subscriber_share_a_conversation(client: Client) -> No
 # TypeScript.
 
 
-async def test_typescript_sdk_completes_its_conversations(alone: Client) -> None:
+async def test_typescript_sdk_completes_its_conversations(client: Client) -> None:
     out = await output_of(
         NODE,
         str(ROOT / "tests" / "js" / "acp_client.mjs"),
-        URL=acp_url(alone),
-        TOKEN=str(alone.token),
+        URL=acp_url(client),
+        TOKEN=str(client.token),
     )
     seen = json.loads(out)
     one, two = seen["sessions"]
@@ -175,7 +154,7 @@ async def test_typescript_sdk_completes_its_conversations(alone: Client) -> None
     assert '"say": "one"' in seen["user"] or '"say":"one"' in seen["user"]
     for frame in map(json.loads, seen["frames"]):
         validate(frame, None)
-    await alone.delete(f"/sessions/{one}")
+    await client.delete(f"/sessions/{one}")
 
 
 # The page.

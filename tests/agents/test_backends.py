@@ -211,6 +211,7 @@ async def test_settings_reach_the_agent_and_rejections_reach_the_client(client: 
     assert {o["id"]: o["currentValue"] for o in state["config_options"]}["thought_level"] == "high"
 
 
+@slow_with_cli
 async def test_run_has_a_home_of_its_own_and_leaves_no_files(
     client: Client, server: LocalServer, backend: str
 ) -> None:

@@ -132,6 +132,7 @@ async def test_agent_without_a_capability_fails_the_turn_and_keeps_its_conversat
     assert (await opened(client, session))[1]["mcpServers"] == [STDIO]
 
 
+@pytest.mark.slow
 async def test_preset_that_was_removed_fails_the_turn_until_it_is_back(
     serve: Serve, tmp_path: Path
 ) -> None:

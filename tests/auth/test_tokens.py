@@ -190,6 +190,7 @@ async def test_log_contains_no_token(server: LocalServer, caplog: pytest.LogCapt
         assert secret not in caplog.text
 
 
+@pytest.mark.slow
 async def test_log_contains_no_token_of_subprotocol(
     spawn: Spawn, http: aiohttp.ClientSession, tmp_path: Path
 ) -> None:

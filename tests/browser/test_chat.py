@@ -269,6 +269,7 @@ async def test_queued_prompts_can_be_withdrawn(tab: Tab, tmp_path: Path) -> None
     await expect(tab.answer("echo: second")).to_have_count(0)
 
 
+@pytest.mark.slow
 async def test_two_tabs_show_the_same_conversation(
     open_tab: OpenTab, tab: Tab, client: Client
 ) -> None:

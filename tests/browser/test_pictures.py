@@ -17,7 +17,7 @@ from .tab import DESKTOP, PHONE
     ("size", "scheme"),
     [
         pytest.param(DESKTOP, "light", id="desktop-light", marks=pytest.mark.slow),
-        pytest.param(PHONE, "dark", id="phone-dark"),
+        pytest.param(PHONE, "dark", id="phone-dark", marks=pytest.mark.slow),
         pytest.param(DESKTOP, "dark", id="desktop-dark", marks=pytest.mark.slow),
         pytest.param(PHONE, "light", id="phone-light", marks=pytest.mark.slow),
     ],

@@ -64,7 +64,13 @@ Storage.prototype.setItem = () => { throw new DOMException("full", "QuotaExceede
 """
 
 
-@pytest.mark.parametrize("storage", [FORBIDDEN, FULL], ids=["forbidden", "full"])
+@pytest.mark.parametrize(
+    "storage",
+    [
+        pytest.param(FORBIDDEN, id="forbidden"),
+        pytest.param(FULL, id="full", marks=pytest.mark.slow),
+    ],
+)
 async def test_browser_without_storage_keeps_the_sign_in_of_the_tab(
     open_tab: OpenTab, client: Client, storage: str
 ) -> None:

@@ -88,6 +88,7 @@ async def test_many_unauthenticated_connections(
     assert (await user.turn("another turn"))["stop_reason"] == "end_turn"
 
 
+@pytest.mark.slow
 async def test_flood_of_expensive_bodies(
     chaos: Scenario, spawn: Spawn, http: aiohttp.ClientSession
 ) -> None:

@@ -13,6 +13,7 @@ from collections import Counter
 from pathlib import Path
 
 import aiohttp
+import pytest
 
 from ..conftest import Spawn
 from ..support.harness import (
@@ -53,6 +54,7 @@ async def read_remaining_frames(socket: Socket) -> None:
             pass
 
 
+@pytest.mark.slow
 async def test_server_is_killed(chaos: Scenario, spawn: Spawn, http: aiohttp.ClientSession) -> None:
     """After `kill -9` all delivered entries are unchanged, and each turn has one end."""
     dice = random.Random(11)
@@ -117,6 +119,7 @@ async def test_server_is_killed(chaos: Scenario, spawn: Spawn, http: aiohttp.Cli
     assert (missing, changed, kept) == (0, 0, len(sessions))
 
 
+@pytest.mark.slow
 async def test_host_is_killed(
     chaos: Scenario, spawn: Spawn, http: aiohttp.ClientSession, tmp_path: Path
 ) -> None:

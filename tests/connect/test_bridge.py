@@ -5,11 +5,9 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import json
-from collections.abc import AsyncIterator
 from pathlib import Path
 
 import pytest
-import pytest_asyncio
 
 from server.acp.connection import AcpConnection
 from server.connect import bridge as bridge_module
@@ -17,23 +15,10 @@ from server.connect.failure import ConnectError, ExitStatus
 
 from ..support.acp_client import INITIALIZE, ResponseError, connect
 from ..support.editors import Editor, editor, editor_process, initialize_line, open_editor_session
-from ..support.harness import Client, Json, LocalServer, eventually, local_server, script
-
-pytestmark = pytest.mark.asyncio(loop_scope="module")
+from ..support.harness import Client, Json, LocalServer, eventually, script
 
 NOWHERE = "http://127.0.0.1:9"
 """The port of the service `discard`, which no machine runs."""
-
-
-@pytest_asyncio.fixture(scope="module", loop_scope="module")
-async def server(tmp_path_factory: pytest.TempPathFactory) -> AsyncIterator[LocalServer]:
-    async with local_server(tmp_path_factory.mktemp("connect") / "data") as server:
-        yield server
-
-
-@pytest_asyncio.fixture(scope="module", loop_scope="module")
-async def client(server: LocalServer) -> Client:
-    return await server.client()
 
 
 @pytest.fixture(autouse=True)

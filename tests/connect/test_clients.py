@@ -7,36 +7,21 @@ import json
 import re
 import shlex
 import sys
-from collections.abc import AsyncIterator
 from pathlib import Path
 from typing import Any, cast
 
 import pytest
-import pytest_asyncio
 
 from server.agents.catalog import find_node
 
 from ..support.acp_sdk import SdkClient, script_blocks
 from ..support.editors import Editor, editor
-from ..support.harness import ROOT, Client, Json, LocalServer, eventually, local_server, run_program
-
-pytestmark = pytest.mark.asyncio(loop_scope="module")
+from ..support.harness import ROOT, Client, Json, eventually, run_program
 
 PAGE = (ROOT / "docs" / "howto" / "editors.md").read_text("utf-8")
 RECORDED = sorted((Path(__file__).parent / "recorded").glob("*.ndjson"))
 NODE = find_node()
 COMMAND = ["/srv/clawdforge/.venv/bin/python", "/srv/clawdforge/server"]
-
-
-@pytest_asyncio.fixture(scope="module", loop_scope="module")
-async def server(tmp_path_factory: pytest.TempPathFactory) -> AsyncIterator[LocalServer]:
-    async with local_server(tmp_path_factory.mktemp("clients") / "data") as server:
-        yield server
-
-
-@pytest_asyncio.fixture(scope="module", loop_scope="module")
-async def client(server: LocalServer) -> Client:
-    return await server.client()
 
 
 def block(name: str) -> str:
@@ -73,6 +58,7 @@ async def test_programs_of_the_page_name_the_command(name: str) -> None:
     assert {*COMMAND, "connect", "--token-file", "--agent"} <= used
 
 
+@pytest.mark.slow
 async def test_python_sdk_starts_the_agent_of_the_page(client: Client, tmp_path: Path) -> None:
     import acp  # slow: see `acp_sdk.py`
 

@@ -115,6 +115,7 @@ async def test_browser_snippet_logs_the_answer_in_node(
 
 
 @pytest.mark.browser
+@pytest.mark.slow
 async def test_browser_snippet_logs_the_answer_in_chromium(
     demo: ServerProcess, app: Client
 ) -> None:

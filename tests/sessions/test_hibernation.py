@@ -5,7 +5,6 @@ from __future__ import annotations
 import asyncio
 import json
 import logging
-import os
 import random
 from pathlib import Path
 from typing import Any
@@ -26,12 +25,12 @@ from ..support.harness import (
     Json,
     LocalServer,
     busy_socket,
-    descendants,
     eventually,
     mock_agent,
     script,
     texts_of,
 )
+from ..support.processes import processes_of
 
 HISTORY = script({"history": True})
 
@@ -292,7 +291,7 @@ async def test_agent_that_starts_for_an_abandoned_setting_keeps_its_slot(
     assert len(server.services.sessions.slots) == 1
     await client.until_live(session)
     assert (await client.turn(other, "I need it again"))[0] == 200
-    assert len(agents()) == 1
+    assert len(processes_of("mock_agent.py")) == 1
     assert (await client.state(session))["agent_state"] == "hibernated"
 
 
@@ -311,7 +310,7 @@ async def test_agent_that_resumes_for_an_abandoned_setting_holds_a_slot_while_it
     await abandon_setting(server, monkeypatch, session, "set_mode")
     assert len(slots) == 1
     await eventually("the slot to be released", lambda: not len(slots))
-    assert not agents()
+    assert not processes_of("mock_agent.py")
 
 
 async def test_agent_that_does_not_start_for_an_abandoned_setting_releases_its_slot(
@@ -339,7 +338,7 @@ async def test_new_session_is_created_if_its_starting_agent_is_evicted(
     creating = await acp.request(
         "session/new", {"cwd": "/", "mcpServers": [], "_meta": options_meta}
     )
-    await eventually("the agent to start", agents)
+    await eventually("the agent to start", lambda: processes_of("mock_agent.py"))
     assert (await client.turn(await client.create(), "I need it now"))[0] == 200
     session = (await acp.response_to(creating))["sessionId"]
     assert (await client.state(session))["agent_state"] == "hibernated"
@@ -362,24 +361,10 @@ async def test_limit_on_agents_holds_if_prompts_are_cancelled(
             if dice.random() < 0.5:
                 await socket.send("cancel")
             await socket.until("turn_end", turn_index=number + 1)
-            most = max(most, len(agents()))
+            most = max(most, len(processes_of("mock_agent.py")))
 
     await asyncio.gather(*(hurry() for _ in range(5)))
     assert 0 < most <= 2
-
-
-def agents() -> list[int]:
-    """The mock agents below this process, without those that are still in their launcher."""
-    found = []
-    for pid in descendants(os.getpid()):
-        try:
-            argv = Path(f"/proc/{pid}/cmdline").read_bytes().split(b"\0")
-        except OSError:
-            continue
-        names = [Path(os.fsdecode(part)).name for part in argv]
-        if "mock_agent.py" in names and "launch.py" not in names:
-            found.append(pid)
-    return found
 
 
 @pytest.mark.parametrize("backend", ["host", pytest.param("cli", marks=pytest.mark.slow)])

@@ -111,6 +111,7 @@ async def test_reopened_session_is_idle_from_now_on(serve: Serve) -> None:
     assert (await client.state(session))["close_reason"] == "idle"
 
 
+@pytest.mark.slow
 async def test_session_is_still_open_after_a_restart(serve: Serve) -> None:
     server = await serve()
     client = await server.client()

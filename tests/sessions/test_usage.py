@@ -78,6 +78,7 @@ async def test_odd_reports_are_ignored(client: Client, odd: Any) -> None:
     assert (await client.state(session))["usage"] == {}
 
 
+@pytest.mark.slow
 async def test_sums_survive_a_restart_and_a_deletion(serve: Serve) -> None:
     server = await serve()
     client = await server.client()

@@ -80,3 +80,20 @@ def environ_of(pid: int) -> Mapping[str, str]:
     raw = Path(f"/proc/{pid}/environ").read_bytes().split(b"\0")
     pairs = (entry.decode(errors="replace").partition("=") for entry in raw if entry)
     return {name: value for name, _, value in pairs}
+
+
+def processes_of(program: str) -> list[int]:
+    """The descendants of this process that run *program*."""
+    found = []
+    for pid in descendants(os.getpid()):
+        try:
+            argv = Path(f"/proc/{pid}/cmdline").read_bytes().split(b"\0")
+        except OSError:
+            continue
+        names = [Path(os.fsdecode(argument)).name for argument in argv]
+        # Only the first name: the supervisor's argv ends with the argv of the host.
+        if program in [name for name in names if name.endswith((".py", ".mjs"))][:1]:
+            found.append(pid)
+    # A child has its parent's argv until it calls exec.
+    forked = {child for pid in found for child in descendants(pid)}
+    return [pid for pid in found if pid not in forked]

@@ -356,6 +356,7 @@ async def test_request_without_an_upgrade_or_token_is_refused(client: Client) ->
     failure(await stranger.get("/sessions/stream"), 401, "unauthorized")
 
 
+@pytest.mark.slow
 async def test_list_and_subscriptions_continue_after_a_restart(serve: Serve) -> None:
     server = await serve()
     client = await server.client()

@@ -34,31 +34,15 @@ from ...support.harness import (
     script,
     texts_of,
 )
+from ...support.processes import processes_of
 
 HANG = script({"say": "hanging"}, {"hang": True})
 HISTORY = script({"history": True})
 
 
-def processes(program: str) -> list[int]:
-    """The descendants of this process that run *program*."""
-    found = []
-    for pid in descendants(os.getpid()):
-        try:
-            argv = Path(f"/proc/{pid}/cmdline").read_bytes().split(b"\0")
-        except OSError:
-            continue
-        names = [Path(os.fsdecode(argument)).name for argument in argv]
-        # Only the first name: the supervisor's argv ends with the argv of the host.
-        if program in [name for name in names if name.endswith((".py", ".mjs"))][:1]:
-            found.append(pid)
-    # A child has its parent's argv until it calls exec.
-    forked = {child for pid in found for child in descendants(pid)}
-    return [pid for pid in found if pid not in forked]
-
-
 def processes_of_the_host() -> list[int]:
     """The supervisor, the host and the agents. The server has other processes, which stay."""
-    (supervisor,) = processes("supervise.py")
+    (supervisor,) = processes_of("supervise.py")
     return [supervisor, *descendants(supervisor)]
 
 
@@ -76,7 +60,7 @@ def slice_ns(pid: int) -> int:
 
 
 def kill(program: str) -> None:
-    (pid,) = processes(program)
+    (pid,) = processes_of(program)
     os.kill(pid, signal.SIGKILL)
 
 
@@ -92,7 +76,9 @@ async def running_turns(client: Client, count: int) -> list[Socket]:
     return sockets
 
 
-@pytest.mark.parametrize("victim", ["host.mjs", "supervise.py"])
+@pytest.mark.parametrize(
+    "victim", ["host.mjs", pytest.param("supervise.py", marks=pytest.mark.slow)]
+)
 async def test_killed_host_fails_its_turns_and_sessions_keep_their_context(
     own_client: Client, victim: str
 ) -> None:
@@ -154,7 +140,7 @@ async def test_prompt_right_after_the_hosts_death_runs(own_client: Client) -> No
         status, reply = await own_client.turn(session, f"after {number}")
         assert status == 200, reply
         assert texts_of(reply["events"]) == f"echo: after {number}"
-    assert len(processes("host.mjs")) == 1
+    assert len(processes_of("host.mjs")) == 1
 
 
 async def test_host_that_dies_during_an_agents_start_is_restarted(
@@ -164,7 +150,7 @@ async def test_host_that_dies_during_an_agents_start_is_restarted(
     client = await server.client()
     session = await client.create("slow")
     turn = asyncio.create_task(client.turn(session, "patient"))
-    await eventually("the agent to start", lambda: processes("mock_agent.py"))
+    await eventually("the agent to start", lambda: processes_of("mock_agent.py"))
     kill("host.mjs")
     status, reply = await turn
     assert status == 200 or reply["retryable"], reply
@@ -227,7 +213,7 @@ async def test_frozen_host_delays_neither_cancel_nor_close(serve: Serve) -> None
     session = await client.create()
     socket = await client.connect(session)
     await socket.turn("hello")
-    (pid,) = processes("host.mjs")
+    (pid,) = processes_of("host.mjs")
     os.kill(pid, signal.SIGSTOP)
     try:
         await socket.send("prompt", prompt="into the void")
@@ -235,7 +221,7 @@ async def test_frozen_host_delays_neither_cancel_nor_close(serve: Serve) -> None
         await socket.send("cancel")
         assert (await socket.until("turn_end"))["stop_reason"] == "cancelled"
         assert (await client.delete(f"/sessions/{session}"))[0] == 200
-        assert not processes("mock_agent.py")
+        assert not processes_of("mock_agent.py")
     finally:
         os.kill(pid, signal.SIGCONT)
     assert (await client.turn(await client.create(), "thawed"))[0] == 200
@@ -249,7 +235,7 @@ async def test_host_that_stays_frozen_is_replaced(
     client = await server.client()
     (running,) = await running_turns(client, 1)
     starting = await client.create()
-    (pid,) = processes("host.mjs")
+    (pid,) = processes_of("host.mjs")
     with monkeypatch.context() as impatience:
         impatience.setattr(process, "FROZEN_SECS", 0.3)
         os.kill(pid, signal.SIGSTOP)
@@ -301,7 +287,7 @@ async def start_error(serve: Serve) -> str:
     with pytest.raises(StartError) as caught:
         await serve()
     assert "\n" not in str(caught.value)
-    await eventually("every process to end", lambda: not processes("supervise.py"))
+    await eventually("every process to end", lambda: not processes_of("supervise.py"))
     return str(caught.value)
 
 
@@ -309,7 +295,7 @@ async def test_host_and_agents_have_batch_scheduling_and_short_slices(
     own_client: Client,
 ) -> None:
     await own_client.turn(await own_client.create(), "hi")
-    for pid in (*processes("host.mjs"), *processes("mock_agent.py")):
+    for pid in (*processes_of("host.mjs"), *processes_of("mock_agent.py")):
         assert os.sched_getscheduler(pid) == os.SCHED_BATCH
         if has_slices():
             assert slice_ns(pid) == supervise.SLICE_NS > slice_ns(os.getpid())

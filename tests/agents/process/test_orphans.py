@@ -221,7 +221,7 @@ async def test_closing_a_session_ends_an_agent_that_ignores_eof_and_sigterm(clie
     assert not is_running(pid)
 
 
-@pytest.mark.parametrize("how", ["killed", "stopped"])
+@pytest.mark.parametrize("how", ["killed", pytest.param("stopped", marks=pytest.mark.slow)])
 async def test_all_processes_end_with_the_server(
     spawn: Spawn, http: aiohttp.ClientSession, tmp_path: Path, how: str
 ) -> None:
