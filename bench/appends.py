@@ -20,6 +20,7 @@ from lifecycle import UPDATE
 from measure import Samples
 
 from server.metrics import Metrics
+from server.serving import tune_gc
 from server.sessions.entries import event_fields
 from server.sessions.event_log import EventLogs, SessionLog
 from server.storage.database import Database
@@ -98,6 +99,7 @@ async def _append(
     database: Database, numbers: Sequence[int], rate: float, secs: float
 ) -> list[float]:
     """Append entries to these sessions' logs in turn, *rate* per second, and close the database."""
+    tune_gc()  # as in a server
     writer = DatabaseWriter(database, Metrics())
     writer.start()
     shared = EventLogs(writer, Queries(database))

@@ -79,7 +79,7 @@ async def serve(
         )
         reloader.note_ready(inherited)
         _return_large_blocks_to_system()
-        _tune_gc()
+        tune_gc()
         _print_greeting(app, settings, port)
         failing = asyncio.create_task(_stop_at_failure(supervisor, stop, timer), name="failure")
         stack.callback(failing.cancel)
@@ -169,7 +169,7 @@ def _return_large_blocks_to_system() -> None:
         ctypes.CDLL(None).mallopt(M_MMAP_THRESHOLD, 1 << 20)
 
 
-def _tune_gc() -> None:
+def tune_gc() -> None:
     """Make garbage collections short and rare.
 
     Objects that exist now are excluded. A full collection takes 0.1 s with thousands of sockets,

@@ -230,6 +230,7 @@ async def test_commits_are_not_shown_after_a_failover_that_may_have_lost_them(
         await ended.wait()
     await driver.check_tail()
     listener = await driver.listen(["channel"], heard.append, ended.set)
+    assert await listener.fetchval("SHOW tcp_user_timeout") == "30000"
     await driver.notify("channel", ["after"], shows_commits=True)
     await eventually("it to arrive", lambda: heard == ["before", "after"])
     listener.terminate()

@@ -9,6 +9,10 @@ import asyncpg
 from .postgres_connections import LOST_CONNECTION, database_error, open_connection
 from .postgres_tail import EngineTail
 
+UNREAD_SECS = 30
+"""The engine ends a connection whose server reads nothing for so long. Otherwise a machine that
+hangs would keep all later notifications in the engine's queue, until it is full."""
+
 
 async def connect_listener(
     url: str,
@@ -41,6 +45,7 @@ async def connect_listener(
         connection = await open_connection(url, name)
         connection.add_termination_listener(lambda _: on_end())
         try:
+            await connection.execute(f"SET tcp_user_timeout = '{UNREAD_SECS}s'")
             await tail.note(connection)
             failovers = tail.failovers
             for channel in channels:
