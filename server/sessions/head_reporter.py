@@ -28,15 +28,23 @@ class LogReport:
         position: of the last entry that was reported.
     """
 
-    __slots__ = ("_on_due", "position", "session")
+    __slots__ = ("_is_waiting", "_on_due", "position", "session")
 
     def __init__(self, session: Session, on_due: Callable[[LogReport], None]) -> None:
         self.session = session
         self.position = -1  # nothing was reported
         self._on_due = on_due
+        self._is_waiting = False
 
     def __call__(self) -> None:
-        self._on_due(self)
+        """Report what was committed, at once or together with what is being committed.
+
+        The first update of a turn follows its start immediately: two reports would delay it.
+        """
+        log = self.session.log
+        self._is_waiting = not self._is_waiting and log.last > log.head
+        if not self._is_waiting:
+            self._on_due(self)
 
     def start(self) -> None:
         self.session.log.subscribe(self)

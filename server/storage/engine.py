@@ -55,8 +55,8 @@ class SharedEngine:
         self.lease = lease
         self.clock = clock
         self.secret = secret
-        self.limits = SharedLimits(driver, lease.number)
         self.tasks = Tasks()
+        self.limits = SharedLimits(driver, lease.number, self.tasks)
         self.name = name
         self._round_trip_ms: float | None = None
         self._sync = "on"

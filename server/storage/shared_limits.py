@@ -6,24 +6,29 @@ is being written. Its tables are called places. The reservations of an ended nod
 
 from __future__ import annotations
 
+import contextlib
 import time
 from collections.abc import Callable, Sequence
 from typing import Any, Protocol
 
 from ..errors import DatabaseError, Error, not_stored
+from ..tasks import Tasks
 from .schema import Statement
 from .usage import SPENT_ELSEWHERE
 
 PORTION_SHARE = 100
 """A node takes this part of a large rate at once, as long as half of the rate is left."""
-PORTION_SECS = 2.0
+PORTION_SECS = 4.0
 """The time in which it spends the portion. As much as returns in this time is not given out."""
+RENEW_SECS = 2.0
+"""After this time a portion that is in use is replaced, before it expires."""
 _RATE = "CAST(?2 AS DOUBLE PRECISION)"
 _MOST = "CAST(?3 AS DOUBLE PRECISION)"
 _PORTION = "CAST(?4 AS DOUBLE PRECISION)"
+_UNUSED = "CAST(?5 AS DOUBLE PRECISION)"
 # After a change of the limit, what was spent before stays spent.
 _REMAINING = (
-    f"least({_MOST}, CASE WHEN r.per_minute <> {_RATE}"
+    f"least({_MOST}, {_UNUSED} + CASE WHEN r.per_minute <> {_RATE}"
     f" THEN greatest(0, r.remaining + {_RATE} - r.per_minute)"
     f" ELSE r.remaining + {_RATE} / 60"
     " * greatest(0, CAST(extract(epoch FROM now() - r.at) AS DOUBLE PRECISION)) END)"
@@ -55,6 +60,7 @@ class _Portion:
         self.per_minute = per_minute
         self.count = count
         self.until = until
+        self.is_renewed = False
 
 
 class LimitsEngine(Protocol):
@@ -74,11 +80,12 @@ class SharedLimits:
         add: stores statements with the next commit of this node.
     """
 
-    def __init__(self, engine: LimitsEngine, number: int) -> None:
+    def __init__(self, engine: LimitsEngine, number: int, tasks: Tasks | None = None) -> None:
         self.add: Callable[[Sequence[Statement]], None] = lambda statements: None
         self._engine = engine
         self._number = number
         self._portions: dict[str, _Portion] = {}
+        self._tasks = tasks or Tasks()
 
     async def reserve_session(
         self, session_id: str, app_name: str, *, per_app: int, total: int
@@ -130,23 +137,48 @@ class SharedLimits:
     async def count_prompt(self, app_name: str, per_minute: int) -> bool:
         """Count a prompt of an app; False if it has sent too many of late.
 
-        Of a large rate a node takes several at once, so that not every prompt waits for the
-        database. Those that it does not need are lost.
+        Of a large rate a node takes several at once, and takes more before it has used them up, so
+        that no prompt of a busy app waits for the database.
         """
         portion = self._portions.get(app_name)
-        is_valid = portion is not None and portion.per_minute == per_minute
-        if portion is not None and is_valid and portion.count and time.monotonic() < portion.until:
-            portion.count -= 1
-            return True
-        return await self._take_portion(app_name, per_minute)
+        if portion is None or portion.per_minute != per_minute or not portion.count:
+            return await self._take_portion(app_name, per_minute)
+        left_secs = portion.until - time.monotonic()
+        if left_secs <= 0:
+            return await self._take_portion(app_name, per_minute)
+        portion.count -= 1
+        if left_secs < PORTION_SECS - RENEW_SECS and not portion.is_renewed:
+            portion.is_renewed = True
+            self._tasks.spawn(self._renew(app_name, per_minute), "prompt-rate")
+        return True
+
+    async def _renew(self, app_name: str, per_minute: int) -> None:
+        with contextlib.suppress(Error):
+            if await self._take_portion(app_name, per_minute):
+                none = _Portion(per_minute, 0, self._until())
+                self._portions.setdefault(app_name, none).count += 1  # it was for no prompt
+
+    @staticmethod
+    def _until() -> float:
+        return time.monotonic() + PORTION_SECS
 
     async def _take_portion(self, app_name: str, per_minute: int) -> bool:
-        self._portions.pop(app_name, None)
-        until = time.monotonic() + PORTION_SECS
+        """Return what is unused of the last portion, and take one for a prompt and more for others.
+
+        Returns:
+            False if nothing is left.
+        """
+        last = self._portions.pop(app_name, None)
+        unused = last.count if last is not None and last.per_minute == per_minute else 0
+        until = self._until()
         wanted = max(1, per_minute // PORTION_SHARE)
         most = per_minute if wanted == 1 else per_minute * (1 - PORTION_SECS / 60)
-        values = (app_name, float(per_minute), float(most), float(wanted))
-        [(has_taken, remaining)] = await self._fetch(_TAKE_PROMPT, values)
+        values = (app_name, *map(float, (per_minute, most, wanted)))
+        try:  # what is unused must not be returned twice
+            rows = await self._engine.change(_TAKE_PROMPT, (*values, float(unused)))
+        except DatabaseError:
+            rows = await self._fetch(_TAKE_PROMPT, (*values, 0.0))
+        [(has_taken, remaining)] = rows
         # Below this, less than a whole portion may have been taken.
         if has_taken and wanted > 1 and remaining >= per_minute / 2 + 1:
             self._portions[app_name] = _Portion(per_minute, wanted - 1, until)

@@ -140,3 +140,20 @@ async def test_few_entries_are_reported_themselves_and_many_by_their_head() -> N
     assert row_of(text) == LogRow(7, 5, 7, b"{5}\n{6}\n{7}")
     assert await reports.after(LogRow(7, 8, 8, b"\xff")) == ([(7, 8)], [])
     assert await reports.after(LogRow(7, 9, 9, b"\0")) == ([(7, 9)], [])
+
+
+async def test_entries_are_reported_with_those_that_are_being_committed() -> None:
+    reports = Reports()
+    reports.reporter._attach(2, {}, {"session"})
+    await reports.after()
+    with mock.patch.object(LogReader, "last", 9):  # more is being committed all the time
+        reports.log.publish([LogRow(7, 3, 3, b"{3}")])
+        assert reports.reporter._tasks.is_empty
+        _, [text] = await reports.after(LogRow(7, 4, 4, b"{4}"))
+        assert row_of(text) == LogRow(7, 3, 4, b"{3}\n{4}")
+        reports.log.publish([LogRow(7, 5, 5, b"{5}")])
+        assert reports.reporter._tasks.is_empty
+    _, [text] = await reports.after(LogRow(7, 6, 6, b"{6}"))
+    assert row_of(text) == LogRow(7, 5, 6, b"{5}\n{6}")
+    _, [text] = await reports.after(LogRow(7, 7, 7, b"{7}"))
+    assert row_of(text) == LogRow(7, 7, 7, b"{7}")

@@ -17,7 +17,13 @@ from server.cluster.node import ClusterNode
 from server.errors import Error, ErrorCode
 from server.storage import shared_limits
 from server.storage.drivers.postgres import PostgresDriver
-from server.storage.shared_limits import PORTION_SECS, SharedLimits, free_session, free_upload
+from server.storage.shared_limits import (
+    PORTION_SECS,
+    RENEW_SECS,
+    SharedLimits,
+    free_session,
+    free_upload,
+)
 
 MakeNode = Callable[[int], Awaitable[ClusterNode]]
 
@@ -115,6 +121,15 @@ async def test_node_takes_portions_of_a_large_rate_and_the_rate_is_never_exceede
     clock.monotonic.return_value = PORTION_SECS
     assert await one.count_prompt("large", 600)
     assert queries == 2
+    clock.monotonic.return_value += RENEW_SECS + 0.1
+    assert await one.count_prompt("large", 600)  # takes more, without waiting for it
+    await one._tasks.wait_empty()
+    assert queries == 3
+    query = "SELECT remaining FROM prompt_rates WHERE app_name = 'large'"
+    assert await driver.fetch(query, ()) == [(560 - 6 - 6 - 6 + 4,)]  # four were not used
+    for _ in range(6):
+        assert await one.count_prompt("large", 600)
+    assert queries == 3
     taken = 0
     while await one.count_prompt("app", 300):
         taken += 1 + await two.count_prompt("app", 300)
