@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import functools
 import gzip
 import json
 import socket
@@ -159,30 +160,33 @@ def _deflated(size: int) -> bytes:
 
 BOMB = b'{"type":"ping","id":"' + b"x" * (5 << 20) + b'"}'
 
-# The sent bytes, and the expected close codes; None if the socket stays open.
-ABUSE: dict[str, tuple[bytes, set[int] | None]] = {
-    "a binary frame": (_frame(2, b"\0\1"), {4501}),
-    "no JSON": (_frame(TEXT, b"hello"), {4501}),
-    "an array": (_frame(TEXT, b"[1]"), {4501}),
-    "wrong UTF-8": (_frame(TEXT, b'{"type":"ping","id":"\xff\xfe"}'), {1007, 4501}),
-    "deep JSON": (
-        _frame(TEXT, b'{"type":"ping","id":' + b"[" * 100_000 + b"]" * 100_000 + b"}"),
-        {4501},
-    ),
-    "an oversize frame": (_frame(TEXT, BOMB), {1009}),
-    "an oversize message in fragments": (b"".join(_fragments(BOMB, 50)), {1009}),
-    "a frame of 2 EiB": (b"\x81\xff" + struct.pack("!Q", 1 << 61) + b"\0\0\0\0", {1002, 1009}),
-    "a compressed frame, unasked": (_frame(TEXT, _deflated(64 << 20), reserved=0x40), {1002}),
-    "an unmasked frame": (b"\x81\x02{}", None),
-    "a reserved opcode": (_frame(3, b""), {1002}),
-    "a continuation of nothing": (_frame(0, b"{}"), {1002, 4501}),
-    "a long ping": (_frame(9, b"x" * 126), {1002}),
-    "a flood": (_frame(TEXT, b'{"type":"ping"}') * 3000, {4005}),
-    "a flood of pings": (_frame(9, b"") * 3000, {4005}),
-    "a message in fragments": (b"".join(_fragments(b'{"type":"ping","id":1}', 20)), None),
-    "an unknown type": (_frame(TEXT, b'{"type":"what"}'), None),
-    "a bad field": (_frame(TEXT, b'{"type":"cancel","turn_index":"x"}'), None),
-}
+
+@functools.cache
+def abuse() -> dict[str, tuple[bytes, set[int] | None]]:
+    """The sent bytes, and the expected close codes; None if the socket stays open."""
+    return {
+        "a binary frame": (_frame(2, b"\0\1"), {4501}),
+        "no JSON": (_frame(TEXT, b"hello"), {4501}),
+        "an array": (_frame(TEXT, b"[1]"), {4501}),
+        "wrong UTF-8": (_frame(TEXT, b'{"type":"ping","id":"\xff\xfe"}'), {1007, 4501}),
+        "deep JSON": (
+            _frame(TEXT, b'{"type":"ping","id":' + b"[" * 100_000 + b"]" * 100_000 + b"}"),
+            {4501},
+        ),
+        "an oversize frame": (_frame(TEXT, BOMB), {1009}),
+        "an oversize message in fragments": (b"".join(_fragments(BOMB, 50)), {1009}),
+        "a frame of 2 EiB": (b"\x81\xff" + struct.pack("!Q", 1 << 61) + b"\0\0\0\0", {1002, 1009}),
+        "a compressed frame, unasked": (_frame(TEXT, _deflated(64 << 20), reserved=0x40), {1002}),
+        "an unmasked frame": (b"\x81\x02{}", None),
+        "a reserved opcode": (_frame(3, b""), {1002}),
+        "a continuation of nothing": (_frame(0, b"{}"), {1002, 4501}),
+        "a long ping": (_frame(9, b"x" * 126), {1002}),
+        "a flood": (_frame(TEXT, b'{"type":"ping"}') * 3000, {4005}),
+        "a flood of pings": (_frame(9, b"") * 3000, {4005}),
+        "a message in fragments": (b"".join(_fragments(b'{"type":"ping","id":1}', 20)), None),
+        "an unknown type": (_frame(TEXT, b'{"type":"what"}'), None),
+        "a bad field": (_frame(TEXT, b'{"type":"cancel","turn_index":"x"}'), None),
+    }
 
 
 async def _send_and_get_code(raw: RawSocket, data: bytes, pong: str | None) -> int | None:
@@ -210,7 +214,7 @@ async def test_malformed_frames(
     memory, others = 0, set[str]()
     wrong: dict[str, object] = {}
     for n in range(rounds + 1):
-        for what, (data, codes) in ABUSE.items():
+        for what, (data, codes) in abuse().items():
             raw = await connect(client, session)
             async with Deadline(what):
                 code = await _send_and_get_code(raw, data, None if codes else "pong")
@@ -224,7 +228,7 @@ async def test_malformed_frames(
             memory, others = resident_kb(server.pid), connections_of(server.pid)
     await eventually("the descriptors to be closed", lambda: connections_of(server.pid) <= others)
     grown = resident_kb(server.pid) - memory
-    chaos.record(kinds=len(ABUSE), rounds=rounds + 1, memory_kb=grown)
+    chaos.record(kinds=len(abuse()), rounds=rounds + 1, memory_kb=grown)
     assert not wrong
     assert grown < 32_768
 

@@ -134,7 +134,10 @@ def end_strays(supervisor: int, host: int, living: LivingAgents) -> int:
         The number of processes that were ended. Processes of another user and processes that hang
         in the kernel are logged and not counted.
     """
-    untagged = _limits_of(host)[:2]
+    try:
+        untagged = _limits_of(host)[:2]
+    except OSError:  # the host has ended, and its supervisor ends all its descendants
+        return 0
 
     def is_stray(pid: int, top: int) -> bool:
         return (top != host or _limits_of(pid)[:2] != untagged) and not living.owns(pid)

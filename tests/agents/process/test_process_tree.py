@@ -199,3 +199,5 @@ def test_child_of_the_host_with_the_tag_of_an_ended_agent_is_ended() -> None:
         assert [is_running(pid) for pid in (left, starting)] == [False, True]
     finally:
         host.communicate()
+    # A host that has ended has no children; its supervisor ends them.
+    assert process_tree.end_strays(os.getpid(), host.pid, living) == 0
