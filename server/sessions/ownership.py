@@ -9,7 +9,8 @@ from __future__ import annotations
 import asyncio
 import itertools
 import logging
-from collections.abc import Sequence
+import time
+from collections.abc import Awaitable, Callable, Sequence
 from typing import TYPE_CHECKING
 
 from ..cluster.node import ClusterNode
@@ -29,6 +30,9 @@ takes effect within a second."""
 PROOF_ROUNDS = 3
 """The connection for notifications is tried once in so many rounds."""
 LOOK_UPS_AT_ONCE = 8
+STORE_SECS = 10.0
+"""The time for which a node that stops waits at least for a database that is out of reach."""
+STORE_AGAIN_SECS = 0.2
 COUNT_SECS = 4.0
 WAITING = "waiting"
 """The event that tells the other nodes of released sessions in which turns wait."""
@@ -112,38 +116,66 @@ class SessionOwnership:
     async def hand_over(self, timeout: float) -> None:
         """Release all sessions. Running turns have *timeout* seconds to end.
 
-        If the database takes nothing more from this node, another one takes the sessions over.
+        For as long it also waits for a database that is out of reach. Sessions that it cannot
+        release are taken over by another node.
         """
-        try:
-            await self._hand_over_all(timeout)
-        except (DatabaseError, Error) as error:
-            logger.error("the sessions of this node were not handed over: %s", error)
-
-    async def _hand_over_all(self, timeout: float) -> None:
         self._node.is_draining = True
-        await self._node.announce_draining()
+        try:
+            await self._hand_over_all(timeout, time.monotonic() + max(timeout, STORE_SECS))
+        except (DatabaseError, Error) as error:
+            logger.error("not all sessions were handed over; others take them over: %s", error)
+
+    async def _hand_over_all(self, timeout: float, deadline: float) -> None:
+        await self._until_stored(self._node.announce_draining, deadline)
         for session_id in tuple(self._sessions.uses.releasing):
             await self._sessions.uses.wait_released(session_id)
         # A session that is being loaded may take up a turn.
         await asyncio.gather(*self._sessions.loading.values(), return_exceptions=True)
-        sessions = tuple(self._sessions.memory.all())
-        await asyncio.gather(*(self._hand_over_one(session, timeout) for session in sessions))
-        for session_id, _ in (await self._node.look()).owned:
-            if (session := self._sessions.memory.get(session_id)) is not None:
-                await self._hand_over_one(session, timeout)
-        await self._sessions.writer.commit([self._release_rest()])
+        await self._hand_over_several(self._sessions.memory.all(), timeout, deadline)
+        owned = (await self._node.look()).owned
+        rest = [one for name, _ in owned if (one := self._sessions.memory.get(name)) is not None]
+        await self._hand_over_several(rest, timeout, deadline)
+        await self._release([self._release_rest()], deadline)
         await self._node.notify_all(WAITING)
 
-    async def _hand_over_one(self, session: Session, timeout: float) -> None:
+    async def _hand_over_several(
+        self, sessions: Sequence[Session], timeout: float, deadline: float
+    ) -> None:
+        """Hand sessions over at the same time. A failure for one does not affect the others."""
+        results = await asyncio.gather(
+            *(self._hand_over_one(session, timeout, deadline) for session in sessions),
+            return_exceptions=True,
+        )
+        for result in results:
+            if isinstance(result, BaseException):
+                raise result
+
+    async def _hand_over_one(self, session: Session, timeout: float, deadline: float) -> None:
         has_waiting = await session.succession.hand_over(timeout)
         await session.agent.end()
         await session.log.reach(session.log.last)
         self._sessions.memory.hide(session.id)
         self._sessions.memory.unhide(session.id)
-        release = self._node.owner_statement(session.row.n, None)
-        await self._sessions.writer.commit([release])
+        await self._release([self._node.owner_statement(session.row.n, None)], deadline)
         if has_waiting:
             await self._node.notify_all(WAITING)
+
+    async def _release(self, statements: Sequence[Statement], deadline: float) -> None:
+        await self._until_stored(lambda: self._sessions.writer.commit(statements), deadline)
+
+    async def _until_stored(self, store: Callable[[], Awaitable[None]], deadline: float) -> None:
+        """Change the database, and try again while it is out of reach.
+
+        Args:
+            deadline: on the monotonic clock. Afterwards the error of the last attempt is raised.
+        """
+        while True:
+            try:
+                return await store()
+            except (DatabaseError, Error):
+                if self._sessions.writer.is_over or time.monotonic() > deadline:
+                    raise
+            await asyncio.sleep(STORE_AGAIN_SECS)
 
     def _release_rest(self) -> Statement:
         """The statement that releases the sessions that are not in memory."""

@@ -235,6 +235,7 @@ class SessionRegistry:
                 await session.succession.continue_waiting()
             else:
                 await session.succession.recover()
+            await session.log.reach(session.log.last)  # then queries know which turns have ended
         self.add(session)
         self.cluster.announce(row.n)  # those that follow it need not notice by themselves
         return session

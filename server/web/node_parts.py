@@ -103,7 +103,7 @@ class NodeParts:
         self._sessions = sessions
         logs = sessions.logs
         logs.time_ns = engine.clock.time_ns
-        self._tail = engine.driver.tail
+        self._driver, self._tail = engine.driver, engine.driver.tail
         losses = LossWatch(lambda: self._tail.failovers, lambda: self._tail.on_lost())
         self._follower = LogFollower(node, logs, sessions.queries, losses)
         self._lists = RemoteLists(node, sessions)
@@ -141,6 +141,7 @@ class NodeParts:
             await self._ownership.take_over_work()
             await self._sessions.writer.flush()
             self._has_work.set()  # look for what is left at once
+            self._lease.followers.append(self._suspend)  # a start waits for the database
             yield
         finally:
             await tasks.finish(0)
@@ -181,6 +182,9 @@ class NodeParts:
         self._lease.on_nodes = self._node.note_nodes
         self._node.find_nodes = self._lease.beat
         self._node.on_event[NODES] = lambda _: find_nodes()
+
+    def _suspend(self, state: LeaseState) -> None:
+        self._driver.suspend(is_suspended=state is LeaseState.FROZEN)
 
     async def _start_bus(self, context: ServerContext) -> None:
         bus = self._node.bus

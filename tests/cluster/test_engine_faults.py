@@ -108,6 +108,32 @@ async def test_nodes_continue_with_idle_connections_after_a_restart_of_the_datab
                 assert [status for status, _ in replies] == [200] * 3, replies
 
 
+async def test_node_that_drains_waits_for_a_database_that_hangs(
+    own_postgres: Postgres, tmp_path: Path
+) -> None:
+    settings = {"LEASE_SECS": "60", "DRAIN_SECS": "60"}
+    async with running_nodes(own_postgres, tmp_path, 2, **settings) as cluster:
+        one, two = cluster.nodes
+        session_id = await one.client.create()
+        near, go_on = await one.client.connect(session_id), tmp_path / "go-on"
+        await near.send("prompt", prompt=script({"say": "busy"}, {"gate": str(go_on)}))
+        await near.until_text("busy")
+        await near.send("prompt", prompt="and then")
+        await near.until("accepted", queued=True)
+        own_postgres.pause()
+        try:
+            stopping = asyncio.create_task(one.server.stop())
+            go_on.touch()
+            assert await near.until_closed() == 1012
+            await asyncio.sleep(2)
+        finally:
+            own_postgres.resume()
+        assert await stopping == 0
+        far = await two.client.connect(session_id, after=0)
+        for _ in range(2):
+            assert (await far.until("turn_end"))["stop_reason"] == "end_turn"
+
+
 async def test_database_without_free_connections_delays_nodes_and_ends_none(
     tmp_path: Path,
 ) -> None:

@@ -14,14 +14,16 @@ from ..support.harness import ADMIN, Client, eventually, script
 from ..support.postgres import Postgres
 from ..support.push_service import push_service
 from ..support.receiver import webhook_receiver
-from .nodes import LEASE_SECS, Node, NodeCluster, running_nodes
+from .nodes import Node, NodeCluster, running_nodes
 
 pytestmark = pytest.mark.slow
+LEASE = {"LEASE_SECS": "6"}
+"""A slow machine does not miss it again and again, which would prevent every take-over."""
 
 
 @pytest.fixture
 async def cluster(postgres: Postgres, tmp_path: Path) -> AsyncIterator[NodeCluster]:
-    async with running_nodes(postgres, tmp_path, 2) as running:
+    async with running_nodes(postgres, tmp_path, 2, **LEASE) as running:
         yield running
 
 
@@ -95,7 +97,7 @@ async def test_background_run_of_a_killed_node_ends(cluster: NodeCluster) -> Non
     async def has_ended() -> bool:
         return (await two.client.get(path))[0] != 202
 
-    await eventually("the run to end", has_ended, 4 * LEASE_SECS)
+    await eventually("the run to end", has_ended, 60)
     status, reply = await two.client.get(path)
     assert (status, reply["code"], reply["retryable"]) == (502, "server_restarted", True)
     assert cluster.sql("SELECT error FROM runs") == "server_restarted"
@@ -106,7 +108,7 @@ async def test_webhooks_of_a_killed_node_are_sent_by_another_one(
 ) -> None:
     async with (
         webhook_receiver() as receiver,
-        running_nodes(postgres, tmp_path, 2, WEBHOOK_HOSTS="127.0.0.1") as cluster,
+        running_nodes(postgres, tmp_path, 2, **LEASE, WEBHOOK_HOSTS="127.0.0.1") as cluster,
     ):
         one, two = cluster.nodes
         await receiver.register(one.client)
@@ -132,7 +134,7 @@ async def test_push_messages_of_a_killed_node_are_sent_by_another_one(
 ) -> None:
     async with (
         push_service() as service,
-        running_nodes(postgres, tmp_path, 2, PUSH_HOSTS="127.0.0.1") as cluster,
+        running_nodes(postgres, tmp_path, 2, **LEASE, PUSH_HOSTS="127.0.0.1") as cluster,
     ):
         one, two = cluster.nodes
         browser = service.browser()
@@ -182,7 +184,7 @@ async def test_budget_stays_exact_over_the_kill_of_a_node(cluster: NodeCluster) 
                 continue
             if reply.get("code") == "budget_exceeded":
                 return
-            assert status == 200 or reply["retryable"], reply
+            assert status == 200 or reply.get("retryable"), (status, reply)
 
     async with asyncio.timeout(120), asyncio.TaskGroup() as spending:
         for node, session_id in prompters:

@@ -111,6 +111,11 @@ class PostgresDriver:
         for connections in (self._readers, self._others):
             connections.close()
 
+    def suspend(self, *, is_suspended: bool) -> None:
+        """Let everything fail but beats and the commit in progress: nothing has been answered."""
+        for connections in (self._readers, self._others):
+            connections.suspend(is_suspended=is_suspended)
+
     def abandon(self) -> None:
         """End the connection of the commit in progress, whose outcome then stays unknown."""
         self._is_abandoned = True
