@@ -37,6 +37,11 @@ FOLDERS = (*CONVERSATION_FOLDERS, *FILE_FOLDERS)
 MAX_FOLDER_DEPTH = 200
 """Deeper folders are left out. An agent could nest more than can be walked."""
 NOT_A_BACKUP = "not a backup of clawdforge"
+MAX_HOLES = 1 << 30
+"""Files with more bytes in holes are left out."""
+
+Links = dict[tuple[int, int], str]
+"""The name in the archive of each file with several names, by device and number."""
 
 
 def add_backup_commands(commands: Any) -> None:
@@ -91,8 +96,9 @@ def create_backup(
                 copy_database(source, Path(made) / DATABASE)
                 tar.add(Path(made) / DATABASE, DATABASE)
                 with safe_files.folder(settings.data_dir) as data:
+                    links: Links = {}
                     for name in folders:
-                        _add_path(tar, data, settings.data_dir / name, name)
+                        _add_path(tar, data, settings.data_dir / name, name, links)
             part.replace(archive)
     except (OSError, DatabaseError) as error:
         raise admin.CommandError(f"{archive}: {_reason(error)}") from None
@@ -105,7 +111,7 @@ def _reason(error: Exception) -> str:
     return getattr(error, "strerror", None) or str(error)
 
 
-def _add_path(tar: tarfile.TarFile, parent: int, path: Path, name: str) -> None:
+def _add_path(tar: tarfile.TarFile, parent: int, path: Path, name: str, links: Links) -> None:
     """Add a file, or a folder with its content.
 
     An agent may change its files meanwhile. A deleted file is skipped, an unreadable one is
@@ -114,6 +120,7 @@ def _add_path(tar: tarfile.TarFile, parent: int, path: Path, name: str) -> None:
     Args:
         parent: the descriptor of the folder that contains *path*.
         name: the name in the archive.
+        links: the files with several names that the archive has.
     """
     children: list[str] = []
     folder = -1
@@ -131,8 +138,7 @@ def _add_path(tar: tarfile.TarFile, parent: int, path: Path, name: str) -> None:
                 tar.addfile(info)
             elif stat.S_ISREG(status.st_mode):
                 file = stack.enter_context(safe_files.open_file(path.name, parent))
-                info.size = os.fstat(file.fileno()).st_size
-                tar.addfile(info, _PaddedFile(file))
+                _add_file(tar, info, file, links)
             elif stat.S_ISLNK(status.st_mode):
                 info.linkname = os.readlink(path.name, dir_fd=parent)
                 tar.addfile(info)
@@ -142,7 +148,44 @@ def _add_path(tar: tarfile.TarFile, parent: int, path: Path, name: str) -> None:
             admin.print_escaped(f"clawdforge: omitted: {path}: {error.strerror}", file=sys.stderr)
             return
         for child in children:
-            _add_path(tar, folder, path / child, f"{name}/{child}")
+            _add_path(tar, folder, path / child, f"{name}/{child}", links)
+
+
+def _add_file(tar: tarfile.TarFile, info: tarfile.TarInfo, file: BinaryIO, links: Links) -> None:
+    """Add the content of a file, or a link to another name of it that was added.
+
+    Raises:
+        OSError: the file has too large holes, of which an agent could make more than a backup can
+            read and store.
+    """
+    status = os.fstat(file.fileno())
+    identity = status.st_dev, status.st_ino
+    if (first := links.get(identity)) is not None:
+        info.type, info.linkname = tarfile.LNKTYPE, first
+        tar.addfile(info)
+        return
+    if _has_large_holes(file.fileno(), status):
+        raise OSError(errno.EFBIG, f"has holes of over {MAX_HOLES >> 30} GiB")
+    info.size = status.st_size
+    tar.addfile(info, _PaddedFile(file))
+    if status.st_nlink > 1:
+        links[identity] = info.name
+
+
+def _has_large_holes(file: int, status: os.stat_result) -> bool:
+    if status.st_size - status.st_blocks * 512 <= MAX_HOLES:
+        return False  # others may be compressed
+    holes = position = end = 0
+    try:
+        while holes <= MAX_HOLES:
+            end = os.lseek(file, position, os.SEEK_HOLE)
+            position = os.lseek(file, end, os.SEEK_DATA)
+            holes += position - end
+    except OSError:  # after the last data
+        holes += status.st_size - end
+    finally:
+        os.lseek(file, 0, os.SEEK_SET)
+    return holes > MAX_HOLES
 
 
 def _tar_info(name: str, status: os.stat_result) -> tarfile.TarInfo:
@@ -227,6 +270,14 @@ def _move_path(source: Path, target: Path, mounts: Sequence[Path]) -> None:
         shutil.move(source, target)
 
 
+def _link(folder: Path, member: tarfile.TarInfo, root: Path) -> None:
+    """Give a file that was unpacked another name."""
+    first = folder / member.linkname
+    if first.is_symlink() or not first.resolve().is_relative_to(root) or not first.is_file():
+        raise tarfile.ReadError(f"{member.name} is a link to a file that the archive does not have")
+    (folder / member.name).hardlink_to(first)
+
+
 def _unpack(archive: Path, folder: Path) -> None:
     """Unpack and check an archive. Nothing is written outside *folder*."""
     root = folder.resolve()
@@ -251,6 +302,8 @@ def _unpack(archive: Path, folder: Path) -> None:
                 target.mkdir(mode=0o700)
             elif member.issym():
                 target.symlink_to(member.linkname)
+            elif member.islnk():
+                _link(folder, member, root)
             elif (content := tar.extractfile(member)) is not None:
                 with content, target.open("xb") as out:
                     shutil.copyfileobj(content, out)

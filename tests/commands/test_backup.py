@@ -72,6 +72,11 @@ async def test_backup_tolerates_files_that_change_or_cannot_be_read(
     for path in (locked, shrinks, plain):
         path.write_bytes(b"x" * 100_000)
     hard.hardlink_to(locked)  # for which it must not stand
+    again, sparse = folder / "again", folder / "sparse"
+    again.hardlink_to(plain)
+    with sparse.open("wb") as file:  # an agent could make a file that takes days to read
+        file.write(b"x")
+        file.truncate(1 << 40)
     opened, added = os.open, tarfile.TarFile.addfile
 
     def open_file(path: Any, *arguments: Any, **options: Any) -> int:
@@ -89,9 +94,13 @@ async def test_backup_tolerates_files_that_change_or_cannot_be_read(
         patch.setattr(os, "open", open_file)
         patch.setattr(tarfile.TarFile, "addfile", add)
         _, err = await operator.run("backup", str(archive))
-    assert err == f"clawdforge: omitted: {locked}: Permission denied\n"
+    assert err.splitlines() == [
+        f"clawdforge: omitted: {locked}: Permission denied",
+        f"clawdforge: omitted: {sparse}: has holes of over 1 GiB",
+    ]
     await operator.run("restore", "--replace", str(archive))
-    assert sorted(folder.iterdir()) == [shrinks, hard, plain]
+    assert sorted(folder.iterdir()) == [again, shrinks, hard, plain]
+    assert again.samefile(plain)
     assert shrinks.read_bytes() == b"x" + bytes(99_999)
     assert hard.read_bytes() == plain.read_bytes() == b"x" * 100_000
 
