@@ -9,6 +9,7 @@ reason why it failed. An attempt fails by raising an exception.
 from __future__ import annotations
 
 import ctypes
+import fcntl
 import json
 import os
 import resource
@@ -25,7 +26,7 @@ if TYPE_CHECKING:
     Attempt = Callable[[Targets], object]
 
 PTRACE_ATTACH = 16
-CLONE_NEWUSER = 0x10000000
+CLONE_NEWUSER, CLONE_PARENT = 0x10000000, 0x8000
 ATTEMPTS: dict[str, Attempt] = {}
 C_FUNCTIONS = ctypes.CDLL(None, use_errno=True)
 
@@ -273,6 +274,30 @@ def mount_file_system(targets: Targets) -> None:
     os.makedirs("mounted", exist_ok=True)
     call("mount", b"none", b"mounted", b"tmpfs", 0, None)
     call("umount", b"mounted")
+
+
+@attempt
+def send_by_raw_pair(targets: Targets) -> None:
+    """SOCK_RAW is another name for Unix datagrams."""
+    ours, _ = socket.socketpair(socket.AF_UNIX, socket.SOCK_RAW)
+    ours.sendto(b"x", targets["datagram_socket"])
+
+
+@attempt
+def delay_others_by_lease(targets: Targets) -> None:
+    """Others would wait 45 s to open the file, which may be one of the server's programs."""
+    with open("leased", "w"):
+        pass
+    fcntl.fcntl(os.open("leased", os.O_RDONLY), fcntl.F_SETLEASE, fcntl.F_RDLCK)
+
+
+@attempt
+def become_child_of_parent(targets: Targets) -> None:
+    """A child of the process that starts agents would outlive this agent."""
+    number = {"x86_64": 56, "aarch64": 220}[os.uname().machine]
+    if os.fork() == 0:
+        os._exit(C_FUNCTIONS.syscall(number, CLONE_PARENT | signal.SIGCHLD, 0, 0, 0, 0) == -1)
+    assert os.wait()[1] == 0
 
 
 def make_attempts(targets: Targets, attempts: dict[str, Attempt]) -> dict[str, str | None]:

@@ -1057,13 +1057,6 @@ def signal_by_socket_owner(targets: Targets) -> None:
 
 
 @attempt
-def send_by_raw_pair(targets: Targets) -> None:
-    """SOCK_RAW is another name for Unix datagrams."""
-    ours, _ = socket.socketpair(socket.AF_UNIX, socket.SOCK_RAW)
-    ours.sendto(b"x", targets["datagram_socket"])
-
-
-@attempt
 def send_by_raw_pair_to_abstract_socket(targets: Targets) -> None:
     ours, _ = socket.socketpair(socket.AF_UNIX, socket.SOCK_RAW)
     ours.sendto(b"x", "\0" + targets["abstract_datagram_socket"])
@@ -1096,24 +1089,6 @@ def connect_pair_again(targets: Targets) -> None:
 
 
 # Time and processes of others.
-
-
-@attempt
-def delay_others_by_lease(targets: Targets) -> None:
-    """Others would wait 45 s to open the file, which may be one of the server's programs."""
-    Path("leased").touch()
-    fcntl.fcntl(os.open("leased", os.O_RDONLY), fcntl.F_SETLEASE, fcntl.F_RDLCK)
-
-
-@attempt
-def become_child_of_parent(targets: Targets) -> None:
-    """A child of the process that starts agents would outlive this agent."""
-
-    def clone() -> None:
-        if system_call(56, 220, 0x8000 | signal.SIGCHLD, 0, 0, 0, 0) == 0:
-            os._exit(0)
-
-    in_child(clone)
 
 
 @attempt
