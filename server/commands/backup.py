@@ -270,7 +270,7 @@ def _move_path(source: Path, target: Path, mounts: Sequence[Path]) -> None:
         shutil.move(source, target)
 
 
-def _link(folder: Path, member: tarfile.TarInfo, root: Path) -> None:
+def _unpack_link(folder: Path, member: tarfile.TarInfo, root: Path) -> None:
     """Give a file that was unpacked another name."""
     first = folder / member.linkname
     if first.is_symlink() or not first.resolve().is_relative_to(root) or not first.is_file():
@@ -303,7 +303,7 @@ def _unpack(archive: Path, folder: Path) -> None:
             elif member.issym():
                 target.symlink_to(member.linkname)
             elif member.islnk():
-                _link(folder, member, root)
+                _unpack_link(folder, member, root)
             elif (content := tar.extractfile(member)) is not None:
                 with content, target.open("xb") as out:
                     shutil.copyfileobj(content, out)
