@@ -154,7 +154,7 @@ def _check_sharing(settings: Settings) -> Finding:
     except (SchemaError, DatabaseError, StartError) as error:
         return Finding("BAD", "shared", str(error), "see docs/howto/cluster.md")
     mark = "BAD" if report.is_bad else "ok" if report.advice is None else "note"
-    return Finding(mark, "shared", report.found, report.advice)
+    return Finding(mark, "shared", report.state, report.advice)
 
 
 def _check_database(settings: Settings) -> Finding:

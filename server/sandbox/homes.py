@@ -152,8 +152,8 @@ class _TreeCopy:
 
     def _copy_file(self, source: int, target: int, name: str, names: tuple[str, ...]) -> None:
         with safe_files.open_file(name, source) as original:
-            found = os.fstat(original.fileno())
-            identity = found.st_dev, found.st_ino
+            status = os.fstat(original.fileno())
+            identity = status.st_dev, status.st_ino
             if (first := self._copied.get(identity)) is not None:
                 with _folder_at(self._target, first[:-1]) as folder:
                     os.link(first[-1], name, src_dir_fd=folder, dst_dir_fd=target)
@@ -161,8 +161,8 @@ class _TreeCopy:
             flags = os.O_WRONLY | os.O_CREAT | os.O_EXCL
             with safe_files.open_file(name, target, flags) as file:
                 _copy(original.fileno(), file.fileno())
-                os.fchmod(file.fileno(), stat.S_IMODE(found.st_mode) & 0o700)
-            if found.st_nlink > 1:
+                os.fchmod(file.fileno(), stat.S_IMODE(status.st_mode) & 0o700)
+            if status.st_nlink > 1:
                 self._copied[identity] = (*names, name)
 
 

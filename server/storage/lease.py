@@ -133,7 +133,7 @@ class Lease:
         sent_at = self._clock()
         slots, live = self.load()
         try:
-            found = await self._table.beat(
+            beat = await self._table.beat(
                 self.number, slots=slots, live=live, timeout=LATE_SHARE * self.secs
             )
         except DatabaseError as error:
@@ -143,20 +143,20 @@ class Lease:
                 error,
             )
             return
-        if found.engine_secs is not None:
-            self.on_engine_time(found.engine_secs, sent_at)
-        if not await self._has_tail() or not found.has_lease:
+        if beat.engine_secs is not None:
+            self.on_engine_time(beat.engine_secs, sent_at)
+        if not await self._has_tail() or not beat.has_lease:
             names = {node.name for node in self.nodes if node.number == self.number}
-            self.is_replaced = any(node.name in names for node in found.nodes)
+            self.is_replaced = any(node.name in names for node in beat.nodes)
             self._move_to(LeaseState.LOST)
             self._has_beaten.set()
             return
         if sent_at - self._last_beat > GAP_SHARE * self.secs:
             self._streak_from = sent_at
         self._last_beat = sent_at
-        self.nodes = found.nodes
+        self.nodes = beat.nodes
         self.on_beat(sent_at)
-        self.on_nodes(found.nodes)
+        self.on_nodes(beat.nodes)
         self._move_to(LeaseState.HELD)
         self._has_beaten.set()
         try:

@@ -75,12 +75,12 @@ async def check_shared_folder(
         DatabaseError: the database is out of reach.
     """
     try:
-        found = (await asyncio.to_thread(make_id, folder)).encode()
+        folder_id = (await asyncio.to_thread(make_id, folder)).encode()
     except OSError as error:
         raise _not_usable(folder, error) from None
-    await database.write([add_server_value(FOLDER_ID, found)])
+    await database.write([add_server_value(FOLDER_ID, folder_id)])
     stored = await Queries(database).server_value(FOLDER_ID)
-    if stored == found:
+    if stored == folder_id:
         return
     others = await database.fetch(
         "SELECT name FROM nodes WHERE state <> 'gone' AND name <> ?"
@@ -94,7 +94,7 @@ async def check_shared_folder(
             f"CLAWDFORGE_SHARED_DIR: {folder} is not the shared folder of {names}; is it mounted?"
         )
     logger.warning("%s is not the shared folder that the cluster had before", folder)
-    await database.write([set_server_value(FOLDER_ID, found)])
+    await database.write([set_server_value(FOLDER_ID, folder_id)])
 
 
 @contextlib.contextmanager
@@ -128,8 +128,8 @@ def node_numbers(folder: Path) -> set[int]:
 
 
 def _names_in(descriptor: int) -> list[str]:
-    with os.scandir(descriptor) as found:
-        return [entry.name for entry in found]
+    with os.scandir(descriptor) as entries:
+        return [entry.name for entry in entries]
 
 
 def remove_node_files(folder: Path, numbers: Iterable[int]) -> None:
@@ -147,12 +147,12 @@ class FolderReport(NamedTuple):
     """The state of the shared folder, for the command ``doctor``.
 
     Attributes:
-        found: the state of the folder.
+        state: of the folder, in words.
         is_bad: nodes cannot work with it.
         advice: what to do about it.
     """
 
-    found: str
+    state: str
     is_bad: bool = False
     advice: str | None = None
 
@@ -179,12 +179,12 @@ def _examine(folder: Path, stored: bytes | None, nodes: list[tuple[int, str]]) -
         probe = f"{FOLDER_ID}-doctor-{secrets.token_hex(8)}"
         safe_files.new_file(folder, probe).close()
         safe_files.remove(folder, probe)
-        found = read_id(folder)
+        folder_id = read_id(folder)
         missing, strangers = _compare_nodes(folder, nodes)
     except OSError as error:
         advice = "all nodes must run as the same user, and the folder must be mounted for writing"
         return FolderReport(f"{about}: {error.strerror or error}", True, advice)
-    if stored is not None and found != stored.decode("ascii", "replace"):
+    if stored is not None and folder_id != stored.decode("ascii", "replace"):
         return FolderReport(
             f"{about} is not the folder of the cluster", True, "mount it at this path on each node"
         )
@@ -218,7 +218,7 @@ def _compare_nodes(folder: Path, nodes: list[tuple[int, str]]) -> tuple[list[str
 
 def _file_system_of(folder: Path) -> tuple[str, str]:
     """The kind of the file system that has a folder, and its mount options."""
-    path, found = os.path.realpath(folder), ("unknown", "")
+    path, kind_and_options = os.path.realpath(folder), ("unknown", "")
     length = -1
     with contextlib.suppress(OSError, ValueError):
         for line in Path("/proc/self/mountinfo").read_text("utf-8", "replace").splitlines():
@@ -227,5 +227,6 @@ def _file_system_of(folder: Path) -> tuple[str, str]:
             point = point.encode().decode("unicode_escape")
             is_above = path == point or path.startswith(point.rstrip("/") + "/")
             if is_above and len(point) >= length:
-                length, found = len(point), (rest.split(" ")[0], options)
-    return found
+                length = len(point)
+                kind_and_options = rest.split(" ")[0], options
+    return kind_and_options

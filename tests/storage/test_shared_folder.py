@@ -83,12 +83,12 @@ async def test_doctor_sees_which_nodes_share_the_folder(database: Database, tmp_
     with node_file(tmp_path, numbers[0], "one"), node_file(tmp_path, numbers[1], "two"):
         report = await describe_shared_folder(database, tmp_path)
         assert not report.is_bad
-        assert report.found.endswith("2 nodes use it")
+        assert report.state.endswith("2 nodes use it")
         assert node_numbers(tmp_path) == set(numbers)
     report = await describe_shared_folder(database, tmp_path)
     assert not report.is_bad
     assert report.advice is not None
-    assert "one, two" in report.found
+    assert "one, two" in report.state
     missing = await describe_shared_folder(database, tmp_path / "missing")
     assert missing.is_bad
 

@@ -145,13 +145,13 @@ def _notice_lost_machine(connection: asyncpg.Connection) -> None:
     A statement may take any time: it is the kernel of the other machine that acknowledges.
     """
     transport: asyncio.Transport = connection._transport
-    found = transport.get_extra_info("socket")
-    if found is None or found.family == socket.AF_UNIX:
+    connected = transport.get_extra_info("socket")
+    if connected is None or connected.family == socket.AF_UNIX:
         return
-    found.setsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1)
+    connected.setsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1)
     for name, value in _KEEP_ALIVE.items():
         if (option := getattr(socket, name, None)) is not None:  # not on every system
-            found.setsockopt(socket.IPPROTO_TCP, option, value)
+            connected.setsockopt(socket.IPPROTO_TCP, option, value)
 
 
 class Connections:
