@@ -79,8 +79,7 @@ const loadedLater = {
 // because tests replace it.
 const OFTEN = `
 	Array.isArray JSON.stringify Math.max Math.min Number.isFinite Object.assign Object.entries performance.now
-	Boolean String URLSearchParams clearTimeout document encodeURIComponent globalThis location requestAnimationFrame
-	setTimeout
+	Promise String URLSearchParams clearTimeout document encodeURIComponent globalThis setTimeout
 `
 	.trim()
 	.split(/\s+/);
@@ -166,13 +165,17 @@ try {
 		plugins: [shortProperties]
 	});
 	// Served under one address whatever their version: UNVERSIONED in built_page.py.
-	await build({
-		...common,
-		bundle: false,
-		format: undefined,
-		entryPoints: ['sw.js', 'highlight.worker.js', 'docs.js'].map(name => STATIC + name),
-		outdir: FRESH
-	});
+	for (const [format, scripts] of [
+		['esm', ['highlight.worker.js']],
+		['iife', ['sw.js', 'docs.js']]
+	])
+		await build({
+			...common,
+			bundle: false,
+			format,
+			entryPoints: scripts.map(name => STATIC + name),
+			outdir: FRESH
+		});
 	const outputs = Object.entries(library.metafile.outputs);
 	const built = path =>
 		outputs.find(([, { entryPoint }]) => entryPoint && `${process.cwd()}/${entryPoint}`.endsWith(path.slice(5)));

@@ -1,5 +1,5 @@
 // Asks for the admin token, which stays in memory: an app's sign-in never has its rights
-import { setText, template } from './dom.js'
+import { say, setText, template } from './dom.js'
 
 /** A form that asks for the admin token, and calls `done` when the server has accepted it. */
 export function adminForm(app, done) {
@@ -15,7 +15,7 @@ export function adminForm(app, done) {
 			done()
 		} catch (error) {
 			app.adminToken = null
-			setText(note, error.status === 401 || error.status === 403 ? 'This is not the admin token.' : error.message)
+			setText(note, error.status === 401 || error.status === 403 ? say('not_admin') : error.message)
 			input.select()
 		}
 		button.disabled = false

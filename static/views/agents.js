@@ -99,9 +99,9 @@ export class AgentsPanel extends PanelPage {
 		const words = string(title) || string(id)
 		const byVariable = type === 'env_var' || vars.length > 0
 		const how = byVariable
-			? `Set ${vars.join(', ') || 'its variable'} where the server runs, or in the app’s token.`
+			? `Set ${vars.join(', ') || 'its variable'} ${say('where')}`
 			: type === 'terminal'
-				? `Run its login on the server: ${[name, ...list(args)].join(' ')}`
+				? `${say('run_login')} ${[name, ...list(args)].join(' ')}`
 				: ''
 		const texts = { title: words, about: string(description), how, words: `Log in: ${spell(words)}` }
 		const { el, button } = filled('login', texts)

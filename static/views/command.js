@@ -12,7 +12,7 @@ export function commandOf({ input }) {
 }
 
 const TESTS =
-	/(?:^|[;&|(]) *(?:\w+=\S* )*(?:\S*\/)?(?:(?:npm|pnpm|yarn|bun|make|cargo|go|dotnet|mvn|deno|mix) (?:run )?tests?\b|(?:\w+ run |npx |python3? -m )?(?:pytest|jest|vitest|mocha|rspec|phpunit|ctest|tox)\b)/
+	/(?:^|[;&|(]) *(?:\w+=\S* )*(?:\S*\/)?(?:(?:npm|pnpm|yarn|bun|make|cargo|go|dotnet|mvn|mix) (?:run )?tests?\b|(?:\w+ run |npx |python3? -m )?(?:pytest|jest|vitest|mocha|rspec|ctest|tox)\b)/
 const FAILURES = /\b[1-9]\d* (?:failed|failures?|errors?)\b|\bFAIL(?:ED|URES?)?\b/
 
 // The result of the last command that ran tests

@@ -7,6 +7,7 @@ export class Comments {
 	constructor(saved, onchange) {
 		this.items = new Map((saved ?? []).map(one => [one.key, one]))
 		this.buttons = new Map()
+		this.fields = new Map()
 		this.onchange = onchange
 	}
 
@@ -51,7 +52,7 @@ export class Comments {
 			this.items.set(key, { key, path, line, sign, code: text.slice(0, 500), text: '' })
 			row.after(this.#box(key))
 		}
-		this.items.get(key).field.focus()
+		this.fields.get(key).focus()
 	}
 
 	#box(key) {
@@ -66,7 +67,7 @@ export class Comments {
 		}
 		field.ariaLabel = `Comment on line ${item.line}`
 		field.value = item.text
-		Object.defineProperty(item, 'field', { value: field, configurable: true }) // not stored
+		this.fields.set(key, field)
 		field.oninput = () => {
 			item.text = field.value
 			this.onchange(this.written)

@@ -1,4 +1,4 @@
-import { setText } from './dom.js'
+import { say, setText } from './dom.js'
 import { duration } from './format.js'
 
 const URGENT = 60_000 // ms
@@ -8,7 +8,7 @@ const SOON = 86_400_000
 export function deadline(expiresAt, now = Date.now()) {
 	if (!Number.isFinite(expiresAt)) return null
 	const left = expiresAt - now
-	if (left <= 0) return { words: 'The time for an answer is over', urgent: true, again: 0 }
+	if (left <= 0) return { words: say('too_late'), urgent: true, again: 0 }
 	if (left > SOON)
 		return { words: `Waits until ${new Date(expiresAt).toLocaleDateString()}`, urgent: false, again: 3_600_000 }
 	const step = left > 120_000 ? 60_000 : 1000

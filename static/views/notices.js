@@ -29,7 +29,7 @@ export async function showNotices(app) {
 			await work()
 		} catch (error) {
 			box.checked = !box.checked
-			setText(note, `That did not work: ${error.message}`)
+			setText(note, `${say('failed')} ${error.message}`)
 		}
 		box.disabled = false
 	}
@@ -62,7 +62,7 @@ export async function showNotices(app) {
 			if (registration) await registration.showNotification('clawdforge', words)
 			else new Notification('clawdforge', words)
 		} catch (error) {
-			setText(note, `That did not work: ${error.message}`)
+			setText(note, `${say('failed')} ${error.message}`)
 		}
 	}
 	popUp(el, close)

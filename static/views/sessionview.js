@@ -295,7 +295,7 @@ export class SessionView extends View {
 			this.why,
 			gone
 				? `${word('stopped', 4505)}${this.composer.empty ? '' : ` ${say('kept')}`}`
-				: `${why} ${this.refusal ? `It could not be reopened: ${this.refusal}` : `Your next message continues it.${kept}`}`
+				: `${why} ${this.refusal ? `${say('shut')} ${this.refusal}` : `${say('continues')}${kept}`}`
 		)
 		this.conversation.el.hidden = !synced
 		this.loading.hidden = synced || gone || performance.now() < this.loadingShownAt
@@ -322,7 +322,7 @@ export class SessionView extends View {
 			words,
 			stopped
 				? (word('stopped', code) ?? `The server ended the connection (${code}).`)
-				: `Connection lost. Trying again${wait > 1 ? ` in ${duration(wait * 1000)}.` : '…'}`
+				: `${say('lost')}${wait > 1 ? ` in ${duration(wait * 1000)}.` : '…'}`
 		)
 		setText(button, stopped ? 'Try again' : 'Try now')
 		button.hidden = !stopped && !(wait > 2)

@@ -139,8 +139,8 @@ export class Sidebar extends View {
 	}
 
 	#groupOf({ state, pinned, project, at }) {
-		if (state === 'waiting') return 'Waiting for you'
-		if (pinned) return 'Pinned'
+		if (state === 'waiting') return TIMES[0]
+		if (pinned) return TIMES[1]
 		return this.choice.by === 'project' ? (project ?? 'No project') : groupOf(at)
 	}
 
@@ -191,5 +191,5 @@ const orderOf = group => (group === 'No project' ? TIMES.length : TIMES.includes
 function groupOf(at) {
 	const day = date => date.setHours(0, 0, 0, 0)
 	const days = Math.round((day(new Date()) - day(new Date(at * 1000))) / 86_400_000)
-	return days <= 0 ? 'Today' : days === 1 ? 'Yesterday' : days < 7 ? 'This week' : 'Earlier'
+	return TIMES[days <= 0 ? 2 : days === 1 ? 3 : days < 7 ? 4 : 5]
 }

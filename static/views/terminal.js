@@ -4,7 +4,9 @@ import { copyButton } from './code.js'
 import { h, iconButton, refill, setText, View } from './dom.js'
 import { plural } from './format.js'
 
-const MAX_LINES = 2000
+const MAX_LINES = 1000
+const PIECE = 4000 // characters
+const FRAME_BUDGET = 8 // ms
 
 export class TerminalView extends View {
 	constructor() {
@@ -18,7 +20,7 @@ export class TerminalView extends View {
 	}
 
 	#clear() {
-		Object.assign(this, { shown: '', cut: 0, screen: new Screen((line, over) => this.#line(line, over)) })
+		Object.assign(this, { shown: '', left: '', cut: 0, screen: new Screen((line, over) => this.#line(line, over)) })
 		refill(this.code, h('span'))
 		this.drawn = 0
 	}
@@ -26,18 +28,32 @@ export class TerminalView extends View {
 	update(text) {
 		const { scrollTop, scrollHeight, clientHeight } = this.el
 		if (!text.startsWith(this.shown)) this.#clear()
-		const more = text.slice(this.shown.length)
+		const more = this.left + text.slice(this.shown.length)
 		const tail = tailOf(more)
 		if (tail) {
-			const cut = this.cut + this.code.childNodes.length - 2 + more.slice(0, tail).split('\n').length
+			let cut = this.cut + this.code.childNodes.length - 1
+			for (let at = -1; (at = more.indexOf('\n', at + 1)) >= 0 && at < tail; ) cut += 1
 			this.#clear()
 			this.cut = cut
 		}
 		this.shown = text
-		if (more) this.screen.write(more.slice(tail))
+		this.left = more.slice(tail)
+		this.#draw(scrollHeight - scrollTop - clientHeight < 8)
+	}
+
+	// The rest of a long output follows in the next frames
+	#draw(follows) {
+		const until = performance.now() + FRAME_BUDGET
+		while (this.left && performance.now() < until) {
+			const end = PIECE + (/[\uD800-\uDBFF]/.test(this.left[PIECE - 1]) ? 1 : 0)
+			this.screen.write(this.left.slice(0, end))
+			this.left = this.left.slice(end)
+		}
 		this.above.hidden = !this.cut
 		setText(this.words, `${plural(this.cut, 'line')} above ${this.cut === 1 ? 'is' : 'are'} not shown`)
-		if (scrollHeight - scrollTop - clientHeight < 8) this.el.scrollTop = this.el.scrollHeight
+		if (follows) this.el.scrollTop = this.el.scrollHeight
+		cancelAnimationFrame(this.asked)
+		if (this.left) this.asked = requestAnimationFrame(() => this.#draw(follows))
 	}
 
 	#line({ runs, rewritten }, over) {
@@ -66,6 +82,6 @@ export class TerminalView extends View {
 
 function tailOf(text) {
 	let at = text.length
-	for (let count = 0; count < 2 * MAX_LINES && at > 0; count += 1) at = text.lastIndexOf('\n', at - 1)
+	for (let count = 0; count < MAX_LINES && at > 0; count += 1) at = text.lastIndexOf('\n', at - 1)
 	return at > 0 ? at + 1 : 0
 }

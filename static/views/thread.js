@@ -5,13 +5,14 @@ import { plural } from './format.js'
 import { promptBubble } from './messages.js'
 
 const SHOWN = 100 // items, at first
+const MORE = 400
 const FRAME_BUDGET = 8 // ms
 
 export class ThreadView extends View {
 	constructor(item, context) {
 		super('thread', { item, context, limit: SHOWN })
 		this.older.onclick = () => {
-			this.limit *= 5
+			this.limit += MORE
 			this.update(true)
 		}
 	}

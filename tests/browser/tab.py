@@ -121,19 +121,15 @@ class Tab:
         await self.page.evaluate("document.fonts.ready")
         await self.page.screenshot(path=path)
 
-    async def findings(self, name: str) -> list[str]:
-        """All findings of axe, however small, in the page when it has come to rest."""
+    async def axe(self, name: str) -> None:
+        """No finding of axe, however small, in the page when it has come to rest."""
         await self.page.evaluate(AT_REST)
         if await self.page.evaluate("!window.axe"):
             await self.page.evaluate(AXE.read_text("utf-8"))
         found = await self.page.evaluate("axe.run(document, {resultTypes: ['violations']})")
-        return [
+        assert not found["violations"], [
             f"{name}: {one['id']}: {one['nodes'][0]['html'][:200]}" for one in found["violations"]
         ]
-
-    async def axe(self, name: str) -> None:
-        found = await self.findings(name)
-        assert not found, found
 
     async def assert_clean(self) -> None:
         assert self.errors == [], self.errors

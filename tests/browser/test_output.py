@@ -453,16 +453,6 @@ async def test_output_after_the_end_of_a_turn_is_shown(tab: Tab) -> None:
     assert html.strip() == '<div class="md"><p>The <strong>build</strong> is over.</p>\n</div>'
 
 
-LONG_OUTPUT = """async () => {
-    const { TerminalView } = await import("/static/views/terminal.js");
-    const view = new TerminalView();
-    view.update("first\\n");
-    view.update("first\\n" + "a\\n".repeat(500_000) + "last\\n");
-    return [view.code.textContent.trim().split("\\n").length, view.cut,
-        view.el.textContent.endsWith("a\\nlast\\n")];
-}"""
-
-
 async def test_finished_calls_of_a_long_turn_fold_and_its_end_names_the_tests(tab: Tab) -> None:
     def run(number: int, status: str) -> Json:
         text = {"type": "text", "text": f"output {number}\n3 passed"}
@@ -523,11 +513,3 @@ async def test_files_websites_and_sounds_of_an_agent_open(tab: Tab, client: Clie
     side = page.get_by_role("complementary", name="Changes and files")
     await expect(side.locator("pre")).to_have_text("# Notes")
     await expect(side.locator("summary", has_text="my notes.md")).to_be_focused()
-
-
-@pytest.mark.slow
-async def test_long_output_shows_its_end_and_counts_the_rest(tab: Tab) -> None:
-    await tab.share_policy()
-    lines, cut, has_end = await tab.page.evaluate(LONG_OUTPUT)
-    assert has_end
-    assert lines + cut == 500_002
