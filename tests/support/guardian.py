@@ -12,6 +12,7 @@ import time
 from collections.abc import Iterator
 from pathlib import Path
 
+ROOT = Path(__file__).parents[2]
 END_SECS = 10.0
 
 
@@ -46,7 +47,10 @@ class Guardian:
 def guarded() -> Iterator[Guardian]:
     """A block whose processes and folders are removed even if this process is killed in it."""
     process = subprocess.Popen(
-        [sys.executable, "-S", __file__], stdin=subprocess.PIPE, start_new_session=True
+        [sys.executable, "-m", "tests.support.guardian"],
+        cwd=ROOT,
+        stdin=subprocess.PIPE,
+        start_new_session=True,
     )
     guardian = Guardian(process)
     try:
@@ -54,7 +58,8 @@ def guarded() -> Iterator[Guardian]:
         guardian._tell("done")
     finally:
         assert process.stdin is not None
-        process.stdin.close()
+        with contextlib.suppress(BrokenPipeError):
+            process.stdin.close()
         process.wait()
 
 
