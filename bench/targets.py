@@ -82,10 +82,14 @@ RIVALS = ROOT / "bench" / "node_modules"
 # Reading a turn, and parsing it afterwards.
 
 
+WHOLE = (b"}", b"}\n", b"}\x89\0")
+"""The ends of a complete message. The server's ping may follow it in the same read."""
+
+
 def read_turn(read: Callable[[], bytes], end: bytes, began: float) -> tuple[Turn, bytes]:
     """Read until *end*. Returns the times of the first update and of the end, and all bytes."""
     data = bytearray()
-    first = 0.0
+    first, has_ended = 0.0, False
     while True:
         piece = read()
         now = time.perf_counter() - began
@@ -95,8 +99,9 @@ def read_turn(read: Callable[[], bytes], end: bytes, began: float) -> tuple[Turn
         data += piece
         if not first and data.find(UPDATE, seen) >= 0:
             first = now
-        # The frame that contains the end must be complete.
-        if data.find(end, max(0, seen - 256)) >= 0 and data.endswith((b"}", b"}\n")):
+        has_ended = has_ended or data.find(end, seen) >= 0
+        # The frame that contains the end must be complete, however many reads it takes.
+        if has_ended and data.endswith(WHOLE):
             return Turn(first, now), bytes(data)
 
 
@@ -457,11 +462,12 @@ class Clawdforge:
 
     def read_until(self, marker: bytes) -> bytes:
         """Read until the end of the frame with *marker*. Returns the last bytes; checks nothing."""
-        tail = b""
-        while not (marker in tail and tail.endswith(b"}")):
+        tail, is_found = b"", False
+        while not (is_found and tail.endswith(WHOLE)):
             if not (piece := self.socket.read()):
                 raise BenchError(f"the stream ended during the turn, after {tail!r}")
             tail = tail[-256:] + piece
+            is_found = is_found or marker in tail
         self._seq = 0  # the position is unknown now
         return tail
 

@@ -14,10 +14,10 @@ from targets import AGENT, BenchError, Clawdforge, Server
 
 TURNS = 25
 """Turns between two changes of the load. Few, so that other load on the machine affects both."""
-ROUNDS = 40
+ROUNDS = 20
 PASSES = 5
 """Each pass has a ratio of the 99th percentiles; the median of the passes is the result."""
-QUICK_ROUNDS, QUICK_PASSES = 24, 3
+QUICK_ROUNDS, QUICK_PASSES = 12, 3
 SESSIONS = 20
 RECEIVER = """
 import socketserver
