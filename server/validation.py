@@ -130,7 +130,7 @@ def _describe_bound(what: str) -> str | None:
     if match is None:
         return None
     kind, is_length, bound, number = match.groups()
-    shown = f"{float(number):g}" if "." in number else number
+    shown = f"{float(number):.15g}" if "." in number else number
     if not is_length:
         return f"must be {_BOUNDS[bound]} {shown}"
     if (bound, number) == (">=", "1"):

@@ -146,7 +146,7 @@ async def test_claude_completes_turns_with_the_cli_backend(
     api.plan(claude_writes(path), Text("Written."), Hang("So"))
     status, reply = await client.turn(session, "Write.")
     assert (status, reply["stop_reason"]) == (200, "end_turn"), reply
-    assert texts_of_turn(reply["events"]) == "Written."
+    assert texts_of_turn(reply["events"]).endswith("Written.")  # claude may begin with a warning
     assert path.read_text() == "written"
     home = server.services.settings.data_dir / "homes" / session
     assert (home / ".claude").exists()  # not the home of acpx, nor that of the server's user

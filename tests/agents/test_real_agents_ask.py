@@ -86,7 +86,11 @@ def gemini(home: Path, api: StandIn) -> dict[str, str]:
 
 
 def qwen(home: Path, api: StandIn) -> dict[str, str]:
+    models = ("qwen3-vl-plus", "qwen3-coder-plus")  # it sends images to models of certain names
+    provider = {"envKey": "OPENAI_API_KEY", "baseUrl": f"{api.url}/v1"}
     settings = {
+        "modelProviders": {"openai": [{"id": name, "name": name, **provider} for name in models]},
+        "model": {"name": models[0]},
         "security": {"auth": {"selectedType": "openai"}},
         "general": {"enableAutoUpdate": False},
         "privacy": {"usageStatisticsEnabled": False},
@@ -96,7 +100,7 @@ def qwen(home: Path, api: StandIn) -> dict[str, str]:
     return {
         "OPENAI_API_KEY": KEY,
         "OPENAI_BASE_URL": f"{api.url}/v1",
-        "OPENAI_MODEL": "qwen3-vl-plus",  # qwen sends images only to models of certain names
+        "OPENAI_MODEL": models[0],
     }
 
 
@@ -196,7 +200,7 @@ def claude_with(find: Callable[[], Path]) -> Real:
         claude,
         tool("Write", "file_path"),
         ASK_USER,
-        "plan",
+        "acceptEdits",
         model="haiku",
         requested="haiku",
     )
@@ -263,6 +267,8 @@ AGENTS = {
         tool("write_file", "file_path"),
         ToolUse("ask_user_question", {"questions": [DATABASE]}),
         "plan",
+        model="qwen3-coder-plus(openai)",
+        requested="qwen3-coder-plus",
         calls=calls_after_search,
     ),
 }
@@ -327,8 +333,14 @@ async def write(
 ) -> None:
     """Make the agent write a file. It must request a permission first, and obey the outcome."""
     path = Path((await client.state(session))["cwd"]) / name
-    api.always(Text("Done."))
-    api.plan(real.writes(path))
+
+    def answer(body: Json) -> Text | ToolUse:
+        """The tool call, once; requests that the agent sends between two turns get a text."""
+        said = json.dumps(body)
+        is_new = f"Write {name}." in said and str(path) not in said
+        return real.writes(path) if is_new else Text("Done.")
+
+    api.always(answer)
     # Over REST, whose timeout allows for a slow start of the agent.
     turn = asyncio.create_task(client.turn(session, f"Write {name}."))
     asked = await until_asked(client, session, turn)
@@ -339,6 +351,7 @@ async def write(
     status, reply = await turn
     assert status == 200, reply
     assert path.exists() == (kind == "allow_once")
+    api.always(Text("Done."))
 
 
 async def test_agent_requests_permission_before_it_writes_also_after_hibernation(

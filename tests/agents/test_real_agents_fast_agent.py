@@ -81,7 +81,7 @@ async def test_fast_agent_works_and_keeps_its_conversation(
         }
         server = await serve(**settings)
         client = await server.client()
-        asking: Json = {"permission": "ask", "elicitation": "ask", "mcp_servers": [STDIO]}
+        asking: Json = {"permission": "ask", "elicitation": "ask"}
         session = await client.create(NAME, system=SYSTEM, **asking)
         api.always(Text("Done."))
         await turn(client, session, "Hello.")
@@ -102,11 +102,14 @@ async def test_fast_agent_works_and_keeps_its_conversation(
         assert [one["context"] for one in starts] == ["new", *["kept"] * (len(starts) - 1)]
         capabilities = server.services.sessions.cached[session].agent.reported.capabilities
         forks = (capabilities.get("sessionCapabilities") or {}).get("fork") is not None
-        name = await name_of_tool(client, session, api)
+        other = await client.create(NAME, mcp_servers=[STDIO], **asking)
+        await turn(client, other, "Hello.")
+        await hibernate(server, other)
+        name = await name_of_tool(client, other, api)
         assert name is not None
-        allowed = await weigh(client, session, api, name, "allow_once")
+        allowed = await weigh(client, other, api, name, "allow_once")
         assert json.dumps(allowed).count("stdio weighed 7") == 1
-        rejected = await weigh(client, session, api, name, "reject_once")
+        rejected = await weigh(client, other, api, name, "reject_once")
         assert json.dumps(rejected).count("stdio weighed 7") == 1
         mode = (await client.state(session))["mode"]
         real = Real(

@@ -240,7 +240,7 @@ class Client:
 @contextlib.asynccontextmanager
 async def http_session() -> AsyncIterator[aiohttp.ClientSession]:
     """An HTTP session that closes its WebSockets at the end."""
-    async with aiohttp.ClientSession(timeout=aiohttp.ClientTimeout(total=60)) as http:
+    async with aiohttp.ClientSession(timeout=aiohttp.ClientTimeout(total=180)) as http:
         try:
             yield http
         finally:
