@@ -36,7 +36,7 @@ from .search.indexer import Indexer
 from .sessions.registry import SessionRegistry
 from .storage.audit import AuditQueries
 from .storage.database import Database
-from .storage.engine import SharedEngine, join_cluster, open_database
+from .storage.engine import SharedEngine, join_cluster, open_database, storage_error
 from .storage.growth import GrowthQueries
 from .storage.queries import Queries
 from .storage.schema import SchemaError
@@ -165,7 +165,7 @@ class _Server:
             except (AcpxError, Error, SchemaError) as error:
                 raise StartError(str(error)) from None
             except (OSError, DatabaseError) as error:
-                raise StartError(f"CLAWDFORGE_DATA_DIR: {self._data_dir.path}: {error}") from None
+                raise storage_error(self._settings, self._data_dir.path, error) from None
             yield
 
     async def _start(self, stack: contextlib.AsyncExitStack) -> None:

@@ -148,6 +148,13 @@ async def open_database(
     return database
 
 
+def storage_error(settings: Settings, folder: Path, error: OSError | DatabaseError) -> StartError:
+    """The error of a server that cannot start, with the setting that names what has failed."""
+    if settings.cluster_url is not None and isinstance(error, DatabaseError):
+        return StartError(f"CLAWDFORGE_CLUSTER_URL: {error}")
+    return StartError(f"CLAWDFORGE_DATA_DIR: {folder}: {error}")
+
+
 async def describe_engine(settings: Settings) -> str:
     """One line about the database in PostgreSQL, for the operator.
 
