@@ -11,6 +11,7 @@ import { heal } from './heal.js'
 import { escapeHtml, headingTag, isTooLong, options, safeHtml, TAGS } from './markup.js'
 import { formulaView } from './mathematics.js'
 
+const HEADING = 'heading' // the library's name, and also one of the page that is shortened
 const STEP = 16_384
 const MAX_TIME = 50 // ms, of one frame
 const MAX_INLINE = 4096 // characters; longer text may take quadratic time
@@ -48,7 +49,7 @@ const rules = {
 	},
 	checkbox: ({ checked }) => (checked ? '☑ ' : '☐ '),
 	code: ({ text, lang }) => `<pre title="${escapeHtml(lang?.split(/\s/)[0] ?? '')}">${escapeHtml(text)}</pre>`,
-	heading({ tokens, depth }) {
+	[HEADING]({ tokens, depth }) {
 		const tag = headingTag(depth)
 		return `<${tag}>${this.parser.parseInline(tokens)}</${tag}>`
 	}
