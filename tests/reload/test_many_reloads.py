@@ -27,7 +27,7 @@ def descriptors_of(pid: int) -> int:
 async def test_many_reloads_end_no_turn_and_leak_nothing(
     spawn: Spawn, http: aiohttp.ClientSession, tmp_path: Path
 ) -> None:
-    server = await spawn()
+    server = await spawn(PERMISSION_TIMEOUT_SECS="3600")  # longer than 30 reloads on a slow machine
     client = await new_client(server.url, http)
     streams = [await client.create() for _ in range(SESSIONS)]
     asks = [await client.create(permission="ask") for _ in range(2)]
