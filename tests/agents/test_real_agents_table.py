@@ -22,7 +22,7 @@ from server.agents import reported_settings
 from ..conftest import Serve
 from ..support.anthropic_stand_in import Hang, Json, StandIn, Text, ToolUse
 from ..support.harness import ROOT, Client, LocalServer
-from .test_real_agents_ask import AGENTS, QUESTION, Real, api, machine, real
+from .test_real_agents_ask import AGENTS, Real, api, machine, real
 from .test_real_agents_mcp import SECRET, STDIO
 
 pytestmark = [pytest.mark.agents, pytest.mark.timeout(240)]
@@ -104,10 +104,14 @@ def answer_to(request: Json) -> Json:
 
 async def asks_user(client: Client, session: str, api: StandIn, real: Real) -> str:
     """Return the way in which the agent asks its user: ``form``, ``permission`` or ``no``."""
+    has_called = asyncio.Event()
 
     def answer(body: Json) -> Text | ToolUse:
-        said = json.dumps(body)
-        return real.question if "Ask me." in said and QUESTION not in said else Text("Done.")
+        is_new = not has_called.is_set() and "Ask me." in json.dumps(body)
+        if not is_new:
+            return Text("Done.")
+        has_called.set()
+        return real.question
 
     api.always(answer)
     before = len(api.requests)
