@@ -262,10 +262,12 @@ async def test_sessions_commands_and_words_are_found_with_the_keyboard(
     await expect(tab.turns.first.locator(".bubble")).to_be_in_viewport()  # where it was said
     await page.keyboard.press("Control+k")
     await page.keyboard.type("deny everything")
+    await expect(options).to_have_count(1)
     await page.keyboard.press("Enter")
     await expect(tab.button("Permissions: Deny everything")).to_be_visible()
     assert (await client.state(session_id))["permission"] == "deny-all"
     await page.keyboard.press("Control+k")
+    await expect(page.get_by_role("dialog")).to_be_visible()
     await page.keyboard.press("Escape")
     await expect(page.get_by_role("dialog")).to_have_count(0)
     await expect(tab.composer).to_be_focused()
