@@ -239,7 +239,7 @@ async def join_cluster(
     engine_clock = EngineClock(clock)
     lease.on_engine_time = engine_clock.note
     await lease.beat()
-    stack.enter_context(node_file(folder, number, name))
+    await stack.enter_async_context(node_file(folder, number, name))
     ended = known - {node.number for node in lease.nodes}
     await asyncio.to_thread(remove_node_files, folder, ended)
 

@@ -12,7 +12,7 @@ import contextlib
 import logging
 import os
 import secrets
-from collections.abc import Iterable, Iterator
+from collections.abc import AsyncIterator, Iterable
 from pathlib import Path
 from typing import NamedTuple
 
@@ -97,27 +97,30 @@ async def check_shared_folder(
     await database.write([set_server_value(FOLDER_ID, folder_id)])
 
 
-@contextlib.contextmanager
-def node_file(folder: Path, number: int, name: str) -> Iterator[None]:
+@contextlib.asynccontextmanager
+async def node_file(folder: Path, number: int, name: str) -> AsyncIterator[None]:
     """A block in which the folder has a file of a node, by which others see that they share it.
 
     Raises:
         StartError: it cannot be written.
     """
-    flags = os.O_WRONLY | os.O_CREAT | os.O_TRUNC
     try:
-        with (
-            safe_files.folder(folder, NODE_FILES, make=True) as parent,
-            safe_files.open_file(str(number), parent, flags) as file,
-        ):
-            file.write(f"{name}\n".encode())
+        await asyncio.to_thread(_write_node_file, folder, number, name)
     except OSError as error:
         raise _not_usable(folder, error) from None
     try:
         yield
     finally:
-        with contextlib.suppress(OSError):
-            safe_files.remove(folder, NODE_FILES, str(number))
+        await asyncio.to_thread(remove_node_files, folder, [number])
+
+
+def _write_node_file(folder: Path, number: int, name: str) -> None:
+    flags = os.O_WRONLY | os.O_CREAT | os.O_TRUNC
+    with (
+        safe_files.folder(folder, NODE_FILES, make=True) as parent,
+        safe_files.open_file(str(number), parent, flags) as file,
+    ):
+        file.write(f"{name}\n".encode())
 
 
 def node_numbers(folder: Path) -> set[int]:

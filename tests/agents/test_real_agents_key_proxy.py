@@ -56,7 +56,12 @@ def gemini(home: Path, api: StandIn) -> dict[str, str]:
 
 
 def qwen(home: Path, api: StandIn) -> dict[str, str]:
-    return {**AGENTS["qwen"].prepare(home, api), "OPENAI_API_KEY": KEY}
+    environ = AGENTS["qwen"].prepare(home, api)
+    path = home / ".qwen" / "settings.json"
+    settings = json.loads(path.read_text("utf-8"))
+    del settings["modelProviders"]  # qwen prefers their addresses to that of the key proxy
+    write_json(path, settings)
+    return {**environ, "OPENAI_API_KEY": KEY}
 
 
 def opencode(home: Path, api: StandIn) -> dict[str, str]:

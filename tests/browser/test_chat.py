@@ -562,9 +562,7 @@ async def test_session_is_renamed_found_and_closed(tab: Tab, client: Client) -> 
     await tab.say("first name")
     await tab.settled()
     session_id = tab.session_id
-    more = page.get_by_role("region", name="Session").get_by_role(
-        "button", name="More for this session"
-    )
+    more = tab.shown.get_by_role("button", name="More for this session")
     await more.click()
     await page.get_by_role("menuitem", name="Rename").click()
     await page.get_by_role("textbox", name="Rename the session").fill("Second name")

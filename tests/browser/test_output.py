@@ -303,6 +303,13 @@ GROWING = [
     "```mermaid\nflowchart LR\n  A --> B\n```\n\n| a | b |\n| - | - |\n| $x$<br>y | C:\\_a |\n",
 ]
 GROW = """async (texts) => {
+    // The modules need the templates as they are in the source, not those of the built page.
+    const source = new XMLHttpRequest();
+    source.open("GET", "/static/index.html");
+    source.responseType = "document";
+    await new Promise((next) => { source.onload = next; source.send(); });
+    for (const one of source.response.querySelectorAll("template"))
+        document.getElementById(one.id).replaceWith(document.importNode(one, true));
     const { MarkdownView } = await import("/static/views/markdown.js");
     const first = new MarkdownView("$x$");
     while (!first.el.querySelector("math")) await new Promise((next) => setTimeout(next, 10));

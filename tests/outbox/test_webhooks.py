@@ -166,6 +166,7 @@ async def test_receiver_that_was_down_for_an_hour_gets_everything_after_a_restar
 ) -> None:
     clock = Clock()
     async with webhook_receiver() as receiver:
+        receiver.clock = clock
         await receiver.stop()
         async with local_server(tmp_path / "data", clock=clock, webhook_hosts=LOCAL) as server:
             client = await server.client()
