@@ -71,8 +71,9 @@ async def test_folder_that_cannot_be_written_is_an_error_at_the_start(
     with pytest.raises(StartError, match="CLAWDFORGE_SHARED_DIR"):
         await check_shared_folder(database, tmp_path / "missing", "one", LEASE_SECS)
     (tmp_path / "nodes").write_text("not a folder")
-    with pytest.raises(StartError, match="CLAWDFORGE_SHARED_DIR"), node_file(tmp_path, 1, "one"):
-        pass
+    with pytest.raises(StartError, match="CLAWDFORGE_SHARED_DIR"):
+        async with node_file(tmp_path, 1, "one"):
+            pass
 
 
 async def test_doctor_sees_which_nodes_share_the_folder(database: Database, tmp_path: Path) -> None:
@@ -80,7 +81,7 @@ async def test_doctor_sees_which_nodes_share_the_folder(database: Database, tmp_
     assert (missing.is_bad, missing.advice) == (False, None)
     await check_shared_folder(database, tmp_path, "one", LEASE_SECS)
     numbers = [await register(database, name) for name in ("one", "two")]
-    with node_file(tmp_path, numbers[0], "one"), node_file(tmp_path, numbers[1], "two"):
+    async with node_file(tmp_path, numbers[0], "one"), node_file(tmp_path, numbers[1], "two"):
         report = await describe_shared_folder(database, tmp_path)
         assert not report.is_bad
         assert report.state.endswith("2 nodes use it")
@@ -93,8 +94,8 @@ async def test_doctor_sees_which_nodes_share_the_folder(database: Database, tmp_
     assert missing.is_bad
 
 
-def test_files_of_ended_nodes_are_removed(tmp_path: Path) -> None:
-    with node_file(tmp_path, 1, "one"), node_file(tmp_path, 2, "two"):
+async def test_files_of_ended_nodes_are_removed(tmp_path: Path) -> None:
+    async with node_file(tmp_path, 1, "one"), node_file(tmp_path, 2, "two"):
         remove_node_files(tmp_path, {1, 7})
         assert node_numbers(tmp_path) == {2}
     assert node_numbers(tmp_path) == set()
