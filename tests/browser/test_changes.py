@@ -102,6 +102,8 @@ async def test_changes_are_reviewed_undone_and_downloaded(
     await expect(side.locator(".comment")).to_have_count(0)
     # The files, with a preview.
     await side.get_by_role("button", name="Files", exact=True).click()
+    # Until then the changed files are shown, one of which has the same name.
+    await expect(side.locator(".changes-list")).to_have_attribute("aria-busy", "false")
     await side.locator("summary", has_text="notes").press("Enter")
     await expect(side.locator("summary", has_text="<b>.md")).to_be_visible()
     await side.get_by_role("button", name="Files", exact=True).click()  # what is open stays open
