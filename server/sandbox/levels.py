@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import logging
 import os
 import shutil
+import signal
 import subprocess
 import sys
 import tempfile
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Literal
 
@@ -191,17 +193,40 @@ def _try(plan: Mapping[str, object]) -> str | None:
         file.write_text(json.dumps(complete), encoding="utf-8")
         argv = [sys.executable, "-I", "-S", str(RESTRICT), str(file), "/bin/sh", "-c", "exit 42"]
         try:
-            result = subprocess.run(
-                argv,
-                stdin=subprocess.DEVNULL,
-                capture_output=True,
-                text=True,
-                timeout=PROGRAM_SECS,
-                check=False,
-            )
+            result = _run_alone(argv)
         except (OSError, subprocess.TimeoutExpired) as error:
             return str(error)
     if result.returncode == 42:
         return None
     lines = (result.stderr or result.stdout).strip().splitlines()
     return lines[-1][:300] if lines else f"the trial ended with status {result.returncode}"
+
+
+def _run_alone(argv: Sequence[str]) -> subprocess.CompletedProcess[str]:
+    """Run a program in a process group of its own, and reap the whole group.
+
+    Bubblewrap ends before its first process in the sandbox does, which this server inherits.
+
+    Raises:
+        OSError: it cannot be started.
+        subprocess.TimeoutExpired: it takes too long.
+    """
+    with subprocess.Popen(
+        argv,
+        stdin=subprocess.DEVNULL,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+        process_group=0,
+    ) as process:
+        try:
+            output, errors = process.communicate(timeout=PROGRAM_SECS)
+        except subprocess.TimeoutExpired:
+            os.killpg(process.pid, signal.SIGKILL)  # not reaped yet, so the pid is not reused
+            raise
+        finally:
+            process.wait()
+            with contextlib.suppress(ChildProcessError):
+                while True:
+                    os.waitpid(-process.pid, 0)
+    return subprocess.CompletedProcess(argv, process.returncode, output, errors)

@@ -134,6 +134,19 @@ def test_bubblewrap_that_cannot_be_used_has_a_reason(tmp_path: Path) -> None:
         assert levels.find_bwrap({"PATH": f"{tmp_path}:{os.environ['PATH']}"})[1]
 
 
+async def test_trial_of_bubblewrap_leaves_no_process() -> None:
+    mechanism("bwrap")
+    program = """
+import os
+from server.agents.process import process_tree, supervise
+from server.sandbox import levels
+process_tree.isolate()
+print(levels.find_bwrap(os.environ)[1], supervise.children_of(os.getpid()))
+"""
+    _, out, err = await run_program(sys.executable, "-c", program)
+    assert out == "None []\n", err
+
+
 def test_auto_prefers_bubblewrap_and_falls_back_to_landlock(tmp_path: Path) -> None:
     mechanism("landlock")
     assert find_mechanism("auto", {"PATH": str(tmp_path)}).level == "landlock"
