@@ -4,7 +4,7 @@
 PYTHON ?= python3
 ARGS ?=
 # Test files run in parallel: the tests of a file share a server.
-WORKERS ?= 3
+WORKERS ?= 4
 
 .DEFAULT_GOAL := help
 BIN := .venv/bin
@@ -54,7 +54,7 @@ PYTEST = $(alone) unset PYTHONDONTWRITEBYTECODE;
 
 .PHONY: help
 help: ## Show this list
-	@awk -F ':.*## ' '/^[a-z]+:.*## / { printf "  make %-8s %s\n", $$1, $$2 }' Makefile
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-11s %s\n", $$1, $$2 }' Makefile
 	@echo
 	@echo '  PYTHON=python3.13 chooses the Python (3.11 or newer) of a new .venv (after "make clean").'
 	@echo '  ARGS="..." is passed on to run, test and bench.'
@@ -91,10 +91,13 @@ docs: $(DEV_STAMP) $(ACPX_BUNDLE) ## Generate the lists of settings, and check t
 slow: $(DEV_STAMP) $(ACPX_BUNDLE) $(PAGE) ## Run the longer tests and variants, which `make test` leaves out
 	@$(PYTEST) exec $(BIN)/python -m pytest -n $(WORKERS) -m slow $(ARGS)
 
-.PHONY: agents
-agents: $(DEV_STAMP) $(ACPX_BUNDLE) ## Try the real agents: their work, logins, and permission `ask`
+.PHONY: real-agents
+real-agents: $(DEV_STAMP) ## Install the real agents that some tests use, once per machine
 	@$(alone) $(BIN)/python -m tests.support.real_agents
 	@$(alone) $(BIN)/python -m tests.support.fast_agent
+
+.PHONY: agents
+agents: real-agents $(ACPX_BUNDLE) ## Try the real agents: their work, logins, and permission `ask`
 	@$(PYTEST) exec $(BIN)/python -m pytest -n $(WORKERS) -m agents $(ARGS) tests/agents
 
 .PHONY: image

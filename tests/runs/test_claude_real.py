@@ -58,10 +58,6 @@ def real(
     return start
 
 
-installs = pytest.mark.timeout(600)  # the first test installs the program
-
-
-@installs
 async def test_real_claude_returns_result(real: Real, api: StandIn) -> None:
     client = await real()
     api.plan(Text("Hello there."), Text('```json\n{"a": [1]}\n```'))
@@ -78,7 +74,6 @@ async def test_real_claude_returns_result(real: Real, api: StandIn) -> None:
 
 
 @pytest.mark.slow
-@installs
 async def test_real_claude_returns_a_result_that_is_valid_against_a_schema(
     real: Real, api: StandIn
 ) -> None:
@@ -100,7 +95,6 @@ async def test_real_claude_returns_a_result_that_is_valid_against_a_schema(
 
 
 @pytest.mark.slow
-@installs
 async def test_real_claude_accepts_prompt_of_five_megabytes(real: Real, api: StandIn) -> None:
     client = await real()
     prompt = "All work and no play. " * ((5 << 20) // 22)
@@ -109,7 +103,6 @@ async def test_real_claude_accepts_prompt_of_five_megabytes(real: Real, api: Sta
 
 
 @pytest.mark.slow
-@installs
 async def test_real_claude_api_errors_are_failures(real: Real, api: StandIn) -> None:
     client = await real(CLAUDE_CODE_MAX_RETRIES="0")
     expected = {401: "login_required", 429: "agent_failed", 529: "agent_failed"}
@@ -122,7 +115,6 @@ async def test_real_claude_api_errors_are_failures(real: Real, api: StandIn) -> 
 
 
 @pytest.mark.slow
-@installs
 async def test_real_claude_retries_twice(real: Real, api: StandIn) -> None:
     client = await real()
     api.always(Failure(500))
@@ -131,7 +123,6 @@ async def test_real_claude_retries_twice(real: Real, api: StandIn) -> None:
 
 
 @pytest.mark.slow
-@installs
 async def test_real_claude_without_login_is_login_required(real: Real) -> None:
     reply = await fail(await real(ANTHROPIC_API_KEY=""), "hi")
     assert (reply["code"], reply["retryable"]) == ("login_required", False)
@@ -139,7 +130,6 @@ async def test_real_claude_without_login_is_login_required(real: Real) -> None:
 
 
 @pytest.mark.slow
-@installs
 async def test_real_claude_reads_attached_files_only(
     real: Real, api: StandIn, tmp_path: Path
 ) -> None:
@@ -167,7 +157,6 @@ async def test_real_claude_reads_attached_files_only(
 
 
 @pytest.mark.slow
-@installs
 async def test_real_claude_is_stopped_with_its_tools(
     real: Real, api: StandIn, tmp_path: Path
 ) -> None:

@@ -18,8 +18,9 @@ from server.sessions import entries
 
 from ..conftest import Serve
 from ..sessions.test_subagents import of_claude, update
+from ..sessions.test_sweeper import sweep
 from ..support.client import Client, Json, chunk_text, failure
-from ..support.harness import LocalServer, eventually, script
+from ..support.harness import Clock, LocalServer, eventually, script
 
 
 async def find(client: Client, query: str, **options: object) -> list[Json]:
@@ -117,16 +118,18 @@ async def test_another_app_finds_nothing(server: LocalServer, client: Client) ->
 
 
 async def test_closed_session_is_found_and_deleted_one_is_not(serve: Serve) -> None:
-    server = await serve(session_ttl_secs=0.2, session_hard_ttl_secs=0.2, sweep_interval_secs=0.05)
+    clock = Clock()
+    server = await serve(clock=clock)
     client = await server.client()
-    session = await client.create()
+    session = await client.create(ttl_secs=10, retention_secs=20)
     await client.turn(session, "remember this")
+    clock.advance(10)
+    await sweep(server)
+    assert (await client.state(session))["state"] == "closed"
     await until_found(client, "remember", 2)
-
-    async def is_deleted() -> bool:
-        return (await client.get(f"/sessions/{session}"))[0] == 404
-
-    await eventually("the session to be deleted", is_deleted)
+    clock.advance(20)
+    await sweep(server)
+    assert (await client.get(f"/sessions/{session}"))[0] == 404
     await until_found(client, "remember", 0)
     path = DataDir(server.services.settings.data_dir).search_index
 
