@@ -57,7 +57,9 @@ def _until(socket: Socket, marker: re.Pattern[bytes]) -> tuple[re.Match[bytes], 
     """Read up to a frame with *marker*. Return the match, all data and the time in nanoseconds."""
     data = b""
     while True:
-        data += socket.read()
+        if not (piece := socket.read()):
+            raise BenchError(f"the server closed the socket after {data[-500:]!r}")
+        data += piece
         found = marker.search(data)
         if found is not None and data.endswith(b"}"):
             return found, data, time.monotonic_ns()

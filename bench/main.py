@@ -108,6 +108,7 @@ def measure(
             environ,
             AGENT,
             MAX_SOCKETS_PER_SESSION="20000",
+            MAX_COMMANDS_PER_SEC="100000",
             MAX_LIVE_AGENTS="100",
         )
         stack.callback(server.close)

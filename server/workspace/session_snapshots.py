@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 import msgspec
 
 from ..errors import Error, ErrorCode, not_found
-from .fingerprint import Fingerprint, take_fingerprint
+from .fingerprint import LastSeen, take_fingerprint
 from .folders import WorkFolder, split_folder_path
 from .workers import LONG_SECS, SnapshotError
 
@@ -55,8 +55,9 @@ class SessionSnapshots:
         self._service = service
         self._app_name = app_name
         self._folder = WorkFolder.of(cwd, service.data_dir)
-        self._has_none = is_new
-        self._last_seen: Fingerprint | None = None
+        is_local = self._folder.top == service.data_dir.path and not service.settings.cluster_url
+        self._last_seen = LastSeen(self._folder, is_new=is_new, is_local=is_local)
+        self._running = 0
         self._is_undoing = False
         self._missed: list[int] = []
         self.is_deleted = False
@@ -72,20 +73,27 @@ class SessionSnapshots:
         """Begin the snapshot before a turn. The agent must not get the prompt until it is done.
 
         Returns:
-            The task, which never fails; None without snapshots.
+            The task, which never fails; None if no snapshot is needed.
         """
-        if not self._service.is_available:
+        if not self._needs_snapshot():
             return None
         return self._spawn(self._before_turn(turn_index), f"before-turn-{turn_index}")
 
     def after_turn(self, turn_index: int) -> None:
         """Begin the snapshot after a turn."""
-        if self._service.is_available:
+        if self._needs_snapshot():
             self._spawn(self._after_turn(turn_index), f"after-turn-{turn_index}")
+
+    def _needs_snapshot(self) -> bool:
+        if not self._service.is_available:
+            return False
+        if self._running or self._missed or self.lock.locked():
+            return True  # after what is going on
+        return not self._last_seen.is_plainly_unchanged()
 
     def note_changed(self) -> None:
         """Note that the next snapshot has to look at the whole folder."""
-        self._last_seen, self._has_none = None, False
+        self._last_seen.update(None)
 
     async def _warm_up(self) -> None:
         try:
@@ -124,11 +132,9 @@ class SessionSnapshots:
 
     async def _take(self, kind: str, turn_index: int, timeout: float) -> None:
         seen = await asyncio.to_thread(take_fingerprint, self._folder)
-        if seen is not None and not self._missed:
-            is_unchanged = self._last_seen is not None and self._last_seen.proves_unchanged(seen)
-            if is_unchanged or (seen.is_empty and self._has_none):
-                return
-        self._last_seen = None
+        if not self._missed and self._last_seen.equals(seen):
+            return
+        self._last_seen.forget()
         missed, self._missed = self._missed, []
         fields = {"kind": kind, "turn_index": turn_index, "missed": missed}
         try:
@@ -136,7 +142,7 @@ class SessionSnapshots:
         except BaseException:
             self._missed[:0] = missed
             raise
-        self._last_seen, self._has_none = seen, False
+        self._last_seen.update(seen)
         self._pack_later(response)
 
     # Requests of clients
@@ -361,7 +367,13 @@ class SessionSnapshots:
             self._log(error)
 
     def _spawn(self, work: Any, name: str) -> asyncio.Task[None]:
-        return self._service.tasks.spawn(work, f"{name}-{self.session_id}")
+        def end(_: object) -> None:
+            self._running -= 1
+
+        self._running += 1
+        task = self._service.tasks.spawn(work, f"{name}-{self.session_id}")
+        task.add_done_callback(end)
+        return task
 
     def _log(self, error: Exception) -> None:
         about = {"session": self.session_id, "app": self._app_name}

@@ -82,6 +82,7 @@ blocking = BlockBuster("server")
 """Fails blocking calls of the server, except while it starts or stops."""
 for function in blocking.functions.values():  # asyncpg looks for certificates and passwords
     function.can_block_in("asyncpg/connect_utils.py", "_parse_connect_dsn_and_args")
+    function.can_block_in("server/workspace/fingerprint.py", "is_plainly_unchanged")
 
 
 @functools.cache
