@@ -25,8 +25,8 @@ export class ToolView extends View {
 		this.#head(asks)
 		const folds = item.status === 'completed' && context.isLong(item)
 		const runs = item.toolKind === 'execute' && (item.input !== undefined || item.content.length > 0 || item.terminal)
-		const open = this.live && !item.items && (runs || hasDiff(item)) && !folds
-		if (!toggle.touched && !asks && open === body.hidden) toggle.show(open)
+		const open = !asks && this.live && !item.items && (runs || hasDiff(item)) && !folds
+		if (!toggle.touched && open === body.hidden) toggle.show(open)
 		else this.#show()
 	}
 

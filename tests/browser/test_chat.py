@@ -191,6 +191,25 @@ async def test_two_requests_for_one_call_are_answered_separately(
     assert [one["optionId"] for one in said["permissions"]] == ["yes", "no", "yes"]
 
 
+async def test_call_that_asks_shows_its_command_once(tab: Tab, tmp_path: Path) -> None:
+    """In the call; while the request waits, in the request."""
+    gate = tmp_path / "gate"
+    call = {"toolCallId": "t1", "title": "Shell", "kind": "execute"}
+    call |= {"rawInput": {"command": "rm -rf build"}}
+    started = {"update": {"sessionUpdate": "tool_call", **call, "status": "in_progress"}}
+    await tab.say(script(started, {"gate": str(gate)}, {"permission": {"toolCall": call}}))
+    body = tab.shown.locator(".tool-body > .code")
+    await expect(body).to_be_visible()
+    gate.touch()
+    card = tab.page.get_by_role("group", name="asks for your permission")
+    await expect(card.locator(".code")).to_contain_text("rm -rf build")
+    await expect(tab.shown.locator(".code:visible")).to_have_count(1)
+    await card.get_by_role("button", name="Allow once").click()
+    await tab.settled()
+    await expect(body).to_contain_text("rm -rf build")
+    await expect(tab.shown.locator(".code:visible")).to_have_count(1)
+
+
 async def test_button_scrolls_to_a_request_above_the_screen(tab: Tab) -> None:
     ask = {"toolCallId": "t1", "title": "Edit a.py", "kind": "edit"}
     lines = "\n\n".join(f"line {number}" for number in range(60))
