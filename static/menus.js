@@ -30,7 +30,7 @@ export const settingsMenu = () => [...pageEntries(), ...preferenceEntries()]
 
 function preferenceEntries() {
 	const { theme = 'system' } = storage.preferences()
-	const themes = { system: say('theme_of'), light: 'Light', dark: 'Dark' }
+	const themes = { system: say('theme_of'), light: 'Light theme', dark: 'Dark theme' }
 	return [
 		entry(say('notifications'), 'bell', showNotices),
 		{ heading: 'Appearance' },

@@ -105,6 +105,7 @@ export function counts({ stat, plus, minus }, added, removed) {
 	stat.ariaLabel = `${plural(added, 'line')} added, ${removed} removed`
 	setText(plus, `+${added}`)
 	setText(minus, `−${removed}`)
+	plus.hidden = !added
 	minus.hidden = !removed
 }
 
