@@ -194,8 +194,8 @@ async def test_two_requests_for_one_call_are_answered_separately(
 async def test_call_that_asks_shows_its_command_once(tab: Tab, tmp_path: Path) -> None:
     """In the call; while the request waits, in the request."""
     gate = tmp_path / "gate"
-    call = {"toolCallId": "t1", "title": "Shell", "kind": "execute"}
-    call |= {"rawInput": {"command": "rm -rf build"}}
+    call: Json = {"toolCallId": "t1", "title": "Shell", "kind": "execute"}
+    call["rawInput"] = {"command": "rm -rf build"}
     started = {"update": {"sessionUpdate": "tool_call", **call, "status": "in_progress"}}
     await tab.say(script(started, {"gate": str(gate)}, {"permission": {"toolCall": call}}))
     body = tab.shown.locator(".tool-body > .code")
