@@ -225,10 +225,19 @@ async def test_conversation_of_5000_entries_opens_in_a_second(
     assert await tab.page.evaluate(AT_END)
 
 
-async def test_first_view_is_small_and_conversations_load_after_it(tab: Tab) -> None:
+# A browser may report a pointer of its own, upon which the page loads what a visitor needs next.
+STILL = """addEventListener("pointermove", (event) => event.stopImmediatePropagation(), true)"""
+
+
+async def test_first_view_is_small_and_conversations_load_after_it(
+    open_tab: OpenTab, client: Client
+) -> None:
     """Bytes on the wire, with the page itself, its font and its libraries."""
     loaded = """["resource", "navigation"].flatMap((kind) => performance.getEntriesByType(kind))
         .map(({ name, encodedBodySize }) => [new URL(name).pathname, encodedBodySize])"""
+    tab = await open_tab(client)
+    await tab.page.add_init_script(STILL)
+    await tab.sign_in()
     await expect(tab.button("Agent: mock")).to_be_visible()
     await tab.page.evaluate("document.fonts.ready")
     first = dict(await tab.page.evaluate(loaded))
