@@ -6,9 +6,9 @@ import { say } from './views/dom.js'
 import { choice, entry } from './views/menu.js'
 import { applyTheme } from './views/theme.js'
 
-// For menus, which show `detail`, and for the palette, which shows `keys`
+// `keys` is a shortcut
 /** @type {(label: string, icon: string, onselect: () => any, keys?: string) => Props} */
-const entryOf = (label, icon, onselect, keys) => entry(label, icon, onselect, { keys, detail: keys })
+const entryOf = (label, icon, onselect, keys) => entry(label, icon, onselect, { keys })
 
 const sideEntries = () => [
 	entryOf('Changes and files', 'file', () => app.showSide('changes'), 'Ctrl Shift E'),

@@ -30,7 +30,7 @@ export function menuButton(button, build) {
 		event.preventDefault()
 		items.at(to).focus()
 	}
-	function entryView({ heading, label, detail, icon: name, checked, danger, disabled, onselect }) {
+	function entryView({ heading, label, detail, keys, icon: name, checked, danger, disabled, onselect }) {
 		if (heading) return h('p.menu-heading', { text: heading, role: 'presentation' })
 		const onclick = () => {
 			menu.hidePopover()
@@ -43,6 +43,7 @@ export function menuButton(button, build) {
 			{ role, 'aria-checked': checked !== undefined && String(checked), tabIndex: -1, disabled, onclick },
 			name && icon(name),
 			words,
+			keys && h('kbd', { text: keys }),
 			checked && icon('check')
 		)
 	}

@@ -46,6 +46,8 @@ async def test_changes_are_reviewed_undone_and_downloaded(
     side = page.get_by_role("complementary", name="Changes and files")
     files = side.locator(".file-row")
     await expect(files).to_have_count(2)
+    whole = "(all) => all.every((one) => one.scrollWidth <= one.clientWidth)"
+    assert await files.locator(".path").evaluate_all(whole)
     await files.first.locator("summary").click()
     await expect(files.first.locator(".row.add")).to_have_count(6)
     await tab.axe("changes")

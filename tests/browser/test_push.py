@@ -58,7 +58,7 @@ async def test_request_is_answered_in_the_notification(open_tab: OpenTab, client
         await tab.sign_in()
         await page.get_by_role("button", name="Show the sessions").tap()
         await tab.button("Settings").click()
-        key = page.get_by_role("menuitem", name="Keyboard shortcuts").locator("small")
+        key = page.get_by_role("menuitem", name="Keyboard shortcuts").locator("kbd")
         await expect(key).to_have_css("background-color", "rgba(0, 0, 0, 0)")  # no badge
         await page.get_by_role("menuitem", name="Notifications and quiet hours").click()
         dialog = page.get_by_role("dialog", name="Notifications")
