@@ -236,9 +236,9 @@ async def test_run_over_its_time_limit_ends_as_timeout(client: Client) -> None:
 async def test_result_printed_before_deadline_counts(client: Client) -> None:
     """The program prints in time and does not exit; output after the SIGTERM does not count."""
     prompt = steps({"ignore_sigterm": True}, {"result": "in time"}, {"sleep": 100})
-    assert await run(client, prompt, timeout_secs=0.5) == "in time"
+    assert await run(client, prompt, timeout_secs=1.5) == "in time"
     told = {"is_error": True, "api_error_status": 400}
-    reply = await fail(client, steps({"result": "no", **told}, {"sleep": 100}), timeout_secs=0.5)
+    reply = await fail(client, steps({"result": "no", **told}, {"sleep": 100}), timeout_secs=1.5)
     assert (reply["code"], reply["stop_reason"]) == ("agent_failed", "error")
 
 
