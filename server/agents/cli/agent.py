@@ -192,7 +192,7 @@ class CliAgent(WithoutOwnRequests):
         await self._end(min(grace, self._timeouts.close))
 
     def _process_ended(self) -> None:
-        """End acpx's processes, too, unless they are in use: acpx then reports the failure."""
+        """End acpx's processes, too, unless they are in use: after that the watch begins again."""
         is_used = self._session.is_in_use or (self._prompt and not self._prompt.done.done())
         if not is_used:
             self._tasks.spawn(self.kill(), f"kill-{self.spec.key}")
@@ -225,6 +225,7 @@ class CliAgent(WithoutOwnRequests):
             timer.cancel()
             self.reports.has_run = self.reports.has_run or prompt.is_sent
             prompt.finish(agent_failed("the turn was given up"))  # no effect on a finished prompt
+            self.process.begin()
 
     async def _send(self, prompt: CliPrompt) -> bool:
         """Send the prompt with ``acpx prompt``, and read its output to the end.
@@ -320,3 +321,4 @@ class CliAgent(WithoutOwnRequests):
             raise agent_failed("the agent did not answer") from None
         finally:
             self._changes -= 1
+            self.process.begin()

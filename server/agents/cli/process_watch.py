@@ -14,7 +14,7 @@ class ProcessWatch:
 
     Args:
         open_process: returns a descriptor of the process; None if it has ended.
-        ended: called when the process has ended.
+        ended: called when the process has ended, also if that was before the watch began.
     """
 
     def __init__(
@@ -35,10 +35,12 @@ class ProcessWatch:
 
     async def _begin(self) -> None:
         pidfd = await self._open()
-        if pidfd is not None:
-            self.close()
-            self._pidfd = pidfd
-            asyncio.get_running_loop().add_reader(pidfd, self._note_end)
+        self.close()
+        if pidfd is None:
+            self._ended()
+            return
+        self._pidfd = pidfd
+        asyncio.get_running_loop().add_reader(pidfd, self._note_end)
 
     def close(self) -> None:
         """Stop watching."""
