@@ -238,6 +238,9 @@ class SessionKeys:
         result.environ["CODEX_CONFIG"] = json.dumps(config)
         login = {"auth_mode": "apikey", "OPENAI_API_KEY": key.token}
         result.files[CODEX_AUTH] = json.dumps(login).encode()
+        # Before its first session codex asks the address of this file for the models.
+        if (own := _with_address(self._read(CODEX_CONFIG), url)) is not None:
+            result.files[CODEX_CONFIG] = own
 
     def _configure_opencode(
         self, key: SessionKey, environ: Mapping[str, str], result: Replacement
@@ -350,6 +353,19 @@ def _codex_provider(config: Mapping[str, Any]) -> tuple[str, dict[str, Any] | No
     provider = providers.get(name) if isinstance(providers, dict) else None
     has_address = isinstance(provider, dict) and isinstance(provider.get("base_url"), str)
     return (str(name), provider) if has_address else ("", None)
+
+
+def _with_address(config: bytes, url: str) -> bytes | None:
+    """Return codex's configuration with another address of its provider; None if it has none."""
+    try:
+        old = _codex_address(tomllib.loads(config.decode()))
+        for quote in ('"', "'") if old else ():
+            config = config.replace(
+                f"{quote}{old}{quote}".encode(), f"{quote}{url}{quote}".encode()
+            )
+        return config if _codex_address(tomllib.loads(config.decode())) == url else None
+    except (ValueError, RecursionError):
+        return None
 
 
 def _codex_address(config: Mapping[str, Any]) -> str:

@@ -6,6 +6,7 @@ import asyncio
 import contextlib
 import dataclasses
 import json
+import tomllib
 from collections.abc import AsyncIterator, Mapping
 from pathlib import Path
 from typing import Any
@@ -450,6 +451,23 @@ async def test_codex_gets_a_login_and_an_address(setup: Setup) -> None:
     replaced = setup.proxy.keys.replace(spec, {}, {})
     provider = json.loads(replaced.environ["CODEX_CONFIG"])["model_providers"]["own"]
     assert provider == {"name": "own", "base_url": f"{setup.proxy.keys.url}/openai/v1"}
+    # Requests that codex sends before it knows the variable go there, too.
+    own = tomllib.loads(replaced.files[".codex/config.toml"].decode())
+    assert own == {"model_provider": "own", "model_providers": {"own": provider}}
+
+
+@pytest.mark.parametrize(
+    "config", ["", "model = 'x'", "[", 'openai_base_url = "http://\\u0061/v1"']
+)
+async def test_codex_keeps_a_configuration_without_a_plain_address(
+    setup: Setup, config: str
+) -> None:
+    folder = setup.home / ".codex"
+    folder.mkdir()
+    (folder / "auth.json").write_text(json.dumps({"OPENAI_API_KEY": "sk-stored"}))
+    (folder / "config.toml").write_text(config)
+    replaced = setup.proxy.keys.replace(TrialSpec("session", "/", "codex", "app"), {}, {})
+    assert list(replaced.files) == [".codex/auth.json"]
 
 
 async def test_large_request_is_refused(setup: Setup) -> None:
