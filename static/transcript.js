@@ -199,11 +199,12 @@ const ENTRIES = {
 	session_closed: (model, { reason }) => set(model, 'closed', { reason: string(reason) }),
 
 	notice(model, entry) {
-		const { notice, setting, value, text, restored_turn: turn } = entry
+		const { notice, setting, value, text, restored_turn: turn, incomplete } = entry
 		const tell = (note, title) => add(model, entry, 'note', { note, title, text: '' })
 		if (notice === 'restored' && typeof setting === 'string' && typeof value === 'string')
 			tell('mode', `The server set ${setting} to ${value} again`)
-		else if (notice === 'undone') tell('undone', `Files restored${turn ? ` to before turn ${turn}` : ''}`)
+		else if (notice === 'undone')
+			tell('undone', `Files restored${incomplete ? ' in part' : ''}${turn ? ` to before turn ${turn}` : ''}`)
 		else if (notice === 'limit' && typeof text === 'string') tell('warning', text)
 		// The header shows whether the agent asks.
 		else if (notice !== 'asks') addRaw(model, entry, 'notice', entry)

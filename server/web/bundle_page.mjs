@@ -79,7 +79,7 @@ const loadedLater = {
 // because tests replace it.
 const OFTEN = `
 	Array.isArray JSON.stringify Math.max Math.min Number.isFinite Object.assign Object.entries performance.now
-	Promise String URLSearchParams clearTimeout document encodeURIComponent globalThis setTimeout
+	Boolean Promise String URLSearchParams clearTimeout document encodeURIComponent globalThis setTimeout
 `
 	.trim()
 	.split(/\s+/);

@@ -416,6 +416,15 @@ test('a limit that takes effect is a note with the words of the server', () => {
 	assert.deepEqual([kind, note, title], ['note', 'warning', 'a process has reached the limit']);
 });
 
+test('an undo is a note that says whether all files were restored', () => {
+	const l = log();
+	l.start();
+	l.put('notice', { notice: 'undone', restored_turn: 1 });
+	l.put('notice', { notice: 'undone', restored_turn: 1, incomplete: true });
+	const titles = l.model.turns[0].items.map(({ title }) => title);
+	assert.deepEqual(titles, ['Files restored to before turn 1', 'Files restored in part to before turn 1']);
+});
+
 test('an unknown or malformed notice is shown raw', () => {
 	const l = log();
 	l.start();
