@@ -77,7 +77,7 @@ class CommandSocket(WebSocketConnection):
             self.close(Disconnect(CloseCode.BAD_FRAME, "a frame is one JSON object"))
             return
         except protocol.InvalidCommandError as error:
-            self.send(protocol.error_frame(error, error.frame_id))
+            self.send_failure(error.session_id, protocol.error_frame(error, error.frame_id))
             return
         try:
             if isinstance(command, protocol.AuthCommand):

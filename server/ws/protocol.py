@@ -6,6 +6,7 @@ ready-made from the session's log. Nothing here does I/O.
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Annotated, Any, Literal
 
 import msgspec
@@ -136,12 +137,13 @@ class InvalidCommandError(Error):
     """A JSON object that is not a command of the protocol.
 
     Attributes:
-        frame_id: the frame's ``id``, or None.
+        frame_id, session_id: the frame's ``id`` and ``session_id``, of any type; None without one.
     """
 
-    def __init__(self, message: str, frame_id: Any) -> None:
+    def __init__(self, message: str, frame: Mapping[str, Any]) -> None:
         super().__init__(ErrorCode.BAD_REQUEST, message)
-        self.frame_id = frame_id
+        self.frame_id = frame.get("id")
+        self.session_id = frame.get("session_id")
 
 
 def parse_command(data: bytes | str) -> Command:
@@ -183,13 +185,13 @@ def _command_of(value: dict[str, Any], kind: Any) -> Any:
     try:
         command = msgspec.convert(value, kind)
     except (msgspec.ValidationError, RecursionError) as error:
-        raise InvalidCommandError(in_words(error), value.get("id")) from None
+        raise InvalidCommandError(in_words(error), value) from None
     if isinstance(command, PermissionCommand) and (
         (command.option_id is None) == (command.outcome is None)
     ):
-        raise InvalidCommandError("one of option_id and outcome is needed", value.get("id"))
+        raise InvalidCommandError("one of option_id and outcome is needed", value)
     if isinstance(command, QueueCommand) and command.prompt is None and command.before is None:
-        raise InvalidCommandError("prompt or before is needed", value.get("id"))
+        raise InvalidCommandError("prompt or before is needed", value)
     return command
 
 
@@ -203,7 +205,7 @@ def _unreadable(data: bytes | str) -> Exception:
     value = parse_message(raw) if b"\\ud" in raw.lower() else None
     if value is None:
         return MalformedFrameError()
-    return InvalidCommandError("unpaired surrogate in a string", value.get("id"))
+    return InvalidCommandError("unpaired surrogate in a string", value)
 
 
 def frame(kind: str, **values: Any) -> bytes:

@@ -225,6 +225,28 @@ async def test_position_after_the_head_is_refused(client: Client) -> None:
     await is_alive(socket)
 
 
+@pytest.mark.parametrize(
+    "frame",
+    [
+        {"type": "prompt", "prompt": 5},
+        {"type": "subscribe", "after": "0"},
+        {"type": "queue", "turn_index": "1"},
+        {"type": "queue", "turn_index": 1},
+        {"type": "permission", "request_id": "r", "option_id": 5},
+        {"type": "permission", "request_id": "r"},
+        {"type": "prompt", "prompt": "\ud800"},
+        {"type": "dance"},
+    ],
+)
+async def test_error_about_an_invalid_frame_names_its_session(client: Client, frame: Json) -> None:
+    session = await client.create()
+    socket, _ = await open_list(client)
+    await socket.ws.send_str(json.dumps({**frame, "id": "i", "session_id": session}))
+    error = await socket.until("error")
+    assert (error["code"], error["id"], error["session_id"]) == ("bad_request", "i", session)
+    await is_alive(socket)
+
+
 async def test_frame_needs_a_session(client: Client) -> None:
     socket, _ = await open_list(client)
     for session in (None, 7, ["x"]):
