@@ -23,7 +23,11 @@ export class Api {
 	}
 	create = options => this.call('POST', '/sessions', options)
 	session = id => this.call('GET', `/sessions/${id}`)
-	change = (id, changes) => this.call('PATCH', `/sessions/${id}`, changes)
+	async change(id, changes) {
+		// The session's own socket reports the queue, perhaps a newer one
+		const { queued, ...state } = await this.call('PATCH', `/sessions/${id}`, changes)
+		return state
+	}
 	update = (id, meta) => this.change(id, { meta })
 	close = id => this.call('DELETE', `/sessions/${id}`)
 	purge = id => this.call('DELETE', `/sessions/${id}?purge=true`)

@@ -75,10 +75,10 @@ function paletteEntries() {
 }
 
 export async function openPalette(typed = '') {
-	// While the palette is loaded
+	// While the palette is loaded no key may stop a turn or send a draft
 	const type = event => {
-		if (event.key.length > 1 || event.ctrlKey || event.metaKey) return
-		typed += event.key
+		if (event.ctrlKey || event.metaKey) return
+		if (event.key.length < 2) typed += event.key
 		event.preventDefault()
 		event.stopPropagation()
 	}

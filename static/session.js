@@ -25,7 +25,7 @@ export class Session {
 		this.frames = []
 		this.synced = false
 		this.changed = [] // files
-		this.changes = 0 // counts changes that GET /sessions shows too
+		this.changeCount = 0 // counts changes that GET /sessions shows too
 		this.wire = new parts.Wire({
 			url: parts.url,
 			credential: async () => ({ token: parts.api.token }),
@@ -177,7 +177,7 @@ export class Session {
 	}
 
 	hear(state) {
-		this.changes += 1
+		this.changeCount += 1
 		this.state = { ...this.state, ...state }
 		// Another client has opened it again
 		if (state.closed_at === null && this.wire.status.code === 4508) this.wire.start()
@@ -194,7 +194,7 @@ export class Session {
 	#readBack() {
 		clearTimeout(this.#timer)
 		this.#timer = setTimeout(() => {
-			this.changes += 1
+			this.changeCount += 1
 			this.look()
 		}, READ_BACK_AFTER)
 	}
@@ -225,10 +225,10 @@ export class Session {
 	}
 
 	async #look() {
-		let changes
+		let count
 		let state
-		while (changes !== this.changes) {
-			;({ changes } = this)
+		while (count !== this.changeCount) {
+			count = this.changeCount
 			state = await this.#parts.api.session(this.id).catch(() => null)
 		}
 		if (state) this.hear(state)
@@ -238,7 +238,7 @@ export class Session {
 		const { model } = this
 		reduce(model, entry)
 		if (entry.type === 'turn_start') {
-			this.changes += 1
+			this.changeCount += 1
 			this.asked = false
 			this.queue.delete(entry.turn_index)
 			if (this.outbox.delete(entry.id)) this.#changedOutbox()
@@ -290,7 +290,7 @@ export class Session {
 		const sent = this.outbox.get(id)
 		if (!sent) return
 		sent.state = 'accepted'
-		this.changes += 1
+		this.changeCount += 1
 		if (queued && !this.model.byIndex.has(index)) {
 			this.queue.set(index, { turn_index: index, prompt: sent.prompt })
 			this.sent.set(index, { prompt: sent.prompt, files: sent.files })

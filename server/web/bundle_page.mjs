@@ -20,7 +20,7 @@ const FRESH = `${FOLDER}.${process.pid}`;
 const OWN_NAMES = new RegExp(
 	`^(${`
 		abandoned actions addressOf adminToken again agentName asked attachments attempt auditApp auditEvent awaySince
-		beside blocked boxes buttons byIndex byKey callAdmin calls cancel cards caution cell cells changing checkWords
+		beside blocked boxes buttons byIndex byKey callAdmin calls cancel cards caution cell cells changeCount changing checkWords
 		choice choices choose chooseAgent closePane closeText codes column comments compared complain composer
 		connection contents conversation copying current danger dirty discard dollars draft draw drawn draws durationMs
 		edits elapsed elsewhere endedAt expiresAt explores facts focusComposer folded following forget goBeside greeting
@@ -78,8 +78,8 @@ const loadedLater = {
 // What the page names often, of the language and the browser, gets short names. `performance.now` stays a look-up,
 // because tests replace it.
 const OFTEN = `
-	Array.isArray JSON.stringify Math.max Math.min Number.isFinite Object.assign Object.entries performance.now
-	Boolean Promise String URLSearchParams clearTimeout document encodeURIComponent globalThis setTimeout
+	Array.isArray JSON.stringify Math.floor Math.max Math.min Number.isFinite Object.assign Object.entries performance.now
+	Boolean Promise String URLSearchParams clearTimeout document encodeURIComponent globalThis history setTimeout
 `
 	.trim()
 	.split(/\s+/);

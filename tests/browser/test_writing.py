@@ -218,6 +218,33 @@ async def test_enter_inserts_a_line_on_a_phone(open_tab: OpenTab, client: Client
     await expect(tab.answer("echo: one")).to_be_visible()
 
 
+async def test_keys_wait_for_the_palette_that_is_being_loaded(
+    open_tab: OpenTab, client: Client
+) -> None:
+    """They neither stop the turn nor send the draft."""
+    session_id = await client.create()
+    bot = await client.connect(session_id)
+    await bot.send("prompt", prompt=script({"say": "Working."}, {"hang": True}))
+    tab = await open_tab(client)
+    page, loaded = tab.page, asyncio.Event()
+
+    async def hold(route: Route) -> None:
+        await loaded.wait()
+        await route.continue_()
+
+    await page.route("**/panels.css*", hold)
+    await tab.sign_in(session_id)
+    await expect(tab.answer("Working.")).to_be_visible()
+    await tab.composer.fill("a draft")
+    for key in ("Control+k", "h", "Escape", "e", "Enter", "l"):
+        await page.keyboard.press(key)
+    loaded.set()
+    await expect(page.get_by_role("dialog").get_by_role("combobox")).to_have_value("hel")
+    state = await client.state(session_id)
+    assert (state["state"], state["turn_count"], state["queued"]) == ("running", 1, [])
+    await expect(tab.composer).to_have_value("a draft")
+
+
 async def test_sessions_commands_and_words_are_found_with_the_keyboard(
     open_tab: OpenTab, client: Client
 ) -> None:

@@ -1,6 +1,7 @@
 // One open session with a simulated wire that records its calls.
 import assert from 'node:assert/strict';
 import { test } from 'node:test';
+import { Api } from '../../static/api.js';
 import { Session } from '../../static/session.js';
 
 const words = text => [{ type: 'text', text }];
@@ -135,10 +136,25 @@ test('the queue is the one that the server reports', () => {
 	const { session, wire } = world();
 	wire('ready', { head: 0, queued: [{ turn_index: 2, prompt: words('of another window') }] });
 	assert.deepEqual([...session.queue.keys()], [2]);
-	const before = session.changes;
+	const before = session.changeCount;
 	session.hear({ queued: [], meta: { title: 'Named elsewhere' } });
 	assert.deepEqual([session.queue.size, session.title], [0, 'Named elsewhere']);
-	assert.ok(session.changes > before);
+	assert.ok(session.changeCount > before);
+});
+
+test('the reply to a change does not replace the queue, which may be newer', async () => {
+	const { session, wire } = world();
+	wire('ready', { head: 0, queued: [{ turn_index: 2, prompt: words('waits') }] });
+	const { document, fetch } = globalThis;
+	const reply = { meta: { title: 'hello' }, queued: [] };
+	// The little that the class needs of a browser.
+	Object.assign(globalThis, { document: { baseURI: 'http://x/' }, fetch: async () => Response.json(reply) });
+	try {
+		session.hear(await new Api('cf_x', () => {}).change('s', { meta: {} }));
+	} finally {
+		Object.assign(globalThis, { document, fetch });
+	}
+	assert.deepEqual([[...session.queue.keys()], session.title], [[2], 'hello']);
 });
 
 test('an outdated state is requested again', async () => {
