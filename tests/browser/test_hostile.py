@@ -107,17 +107,21 @@ async def until_sent(page: Page, condition: str) -> None:
 
 
 async def assert_usable(tab: Tab, turns: int) -> None:
-    """Every good message is there, and one can go on."""
+    """Every good message is there, and one can go on.
+
+    Without ``expect``: while it waits it describes the page, for which the browser has to lay out
+    megabytes that are out of sight.
+    """
     page = tab.page
-    await expect(tab.answer(f"good {turns}.")).to_be_visible()
-    await expect(tab.answer("good 1.")).to_have_count(1)  # which may be drawn last
+    await tab.answer(f"good {turns}.").wait_for()
+    await tab.answer("good 1.").wait_for(state="attached")  # which may be drawn last
     said = await tab.shown.locator(".message").all_text_contents()
     for turn in range(1, turns + 1):
         assert sum(f"good {turn}." in one for one in said) == 1, turn
     await tab.say("and now?")
     await until_sent(page, "type === 'prompt'")
     await page.evaluate(ANSWER)
-    await expect(tab.answer("still here")).to_be_visible()
+    await tab.answer("still here").wait_for()
 
 
 @pytest.mark.slow
