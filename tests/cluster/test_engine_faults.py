@@ -29,7 +29,11 @@ FULL = (
 )
 """The error that PostgreSQL reports if its disk is full."""
 FREE = "DROP TRIGGER full_log ON log; DROP TRIGGER full_turns ON turns"
-"""Ends it."""
+"""Ends it.
+
+Both wait for the transactions of the nodes, whose connections pass through this process: it must go
+on meanwhile.
+"""
 LATENCY_SECS = 0.1
 LONGER_LEASE_SECS = 8
 """A slow machine lets no node miss it."""
@@ -190,7 +194,7 @@ async def test_full_database_refuses_prompts_and_keeps_what_agents_write(
     await far.send("prompt", prompt=script({"say": "begin "}, {"gate": str(go_on)}, *steps))
     for socket in (near, far):
         await socket.until_text("begin ")
-    cluster.sql(FULL)
+    await asyncio.to_thread(cluster.sql, FULL)
     try:
         go_on.touch()
         for number, node in enumerate(cluster.nodes):
@@ -198,7 +202,7 @@ async def test_full_database_refuses_prompts_and_keeps_what_agents_write(
             failure(refused, 500, "internal")
         assert len(await two.client.events(session_id)) == len(far.entries)
     finally:
-        cluster.sql(FREE)
+        await asyncio.to_thread(cluster.sql, FREE)
     for socket in (near, far):
         assert (await socket.until("turn_end"))["stop_reason"] == "end_turn"
         assert socket.text(1).split() == ["begin", *(str(number) for number in range(300))]
